@@ -1,0 +1,2 @@
+//! tmp
+pub(crate) fn mix(words: &[u64]) -> u64 { words.iter().sum() }
