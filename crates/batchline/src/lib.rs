@@ -1,3 +1,3 @@
 //! tmp
-mod backend; mod dtype; mod error; mod plan; mod shape; mod source; mod sync;
-pub use backend::*; pub use dtype::*; pub use error::*; pub use shape::*; pub use source::*;
+pub mod backend; mod command; mod device; mod dtype; mod error; mod memory; mod plan; mod shape; mod source; mod staging; mod sync;
+pub use backend::{ChannelOrder, Custom, HostCustom}; pub use command::*; pub use device::*; pub use dtype::*; pub use error::*; pub use memory::*; pub use shape::*; pub use source::*; pub use staging::*;

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Promise: every file is formatted as rustfmt.toml says.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+cargo fmt --all --check
+echo "format: ok"

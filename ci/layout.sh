@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Promise: a reader finds their way: no file is too long, `unsafe` stays in the
+# few files that are about memory, no file is a drawer for anything, and no
+# work is left open in the code.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+limit=600
+
+# The files that may hold `unsafe`, each with its reason.
+unsafe_files=(
+    "crates/batchline/src/backend/host/memory.rs: page-locked memory is allocated and freed by hand"
+    "crates/batchline/src/backend/wgpu/memory.rs: a mapped buffer outlives the borrow that wgpu gives"
+    "crates/batchline/src/loader/slot.rs: workers write to parts of one batch at once"
+    "crates/batchline/src/memory/view.rs: bytes are looked at as numbers"
+    "crates/batchline/src/testing/faults.rs: the faulty device implements the unsafe memory trait"
+)
+
+faults=0
+fault() {
+    echo "layout: $*" >&2
+    faults=$((faults + 1))
+}
+
+files=()
+while read -r file; do
+    files+=("$file")
+done < <(find crates -name '*.rs' -not -path '*/target/*' | sort)
+[[ ${#files[@]} -gt 0 ]] || { echo "layout: no .rs file found" >&2; exit 1; }
+
+# Length, up to the file's own module of tests. Folders of tests are left out.
+own_length='
+/^#\[cfg\(.*[(, ]test[,)]/ && !since { since = NR }
+since && /^(pub(\([a-z]+\))? )?mod [a-z_]+ *[{]/ { exit }
+!/^#\[/ { since = 0 }
+END { print (since ? since - 1 : NR), file }
+'
+lengths="$(for file in "${files[@]}"; do
+    [[ "$file" == */tests/* ]] && continue
+    awk -v file="$file" "$own_length" "$file"
+done | sort -rn)"
+echo "layout: the largest files, in lines before their tests"
+head -n 8 <<<"$lengths" | sed 's/^/  /'
+while read -r lines file; do
+    [[ "$lines" -le "$limit" ]] || fault "$file has $lines lines before its tests, more than $limit"
+done <<<"$lengths"
+
+# `unsafe` as a keyword: comments and strings on one line do not count.
+has_unsafe() {
+    sed -E "s/'\"'//g"'; s/"([^"\\]|\\.)*"//g; s|//.*||' "$1" | grep -E '\bunsafe\b' >/dev/null
+}
+for file in "${files[@]}"; do
+    listed=no
+    for entry in "${unsafe_files[@]}"; do
+        [[ "${entry%%:*}" == "$file" ]] && listed=yes
+    done
+    if has_unsafe "$file"; then
+        [[ "$listed" == yes ]] || fault "$file holds unsafe code and is not listed in ci/layout.sh"
+    elif [[ "$listed" == yes ]]; then
+        fault "$file is listed in ci/layout.sh but holds no unsafe code"
+    fi
+done
+for entry in "${unsafe_files[@]}"; do
+    [[ -f "${entry%%:*}" ]] || fault "${entry%%:*} is listed in ci/layout.sh but is not there"
+done
+
+for file in "${files[@]}"; do
+    case "$(basename "$file")" in
+        util.rs | utils.rs | common.rs | base.rs | helper.rs | helpers.rs | misc.rs)
+            fault "$file has a name that says nothing"
+            ;;
+    esac
+    case "$file" in
+        */util/mod.rs | */utils/mod.rs | */common/mod.rs | */base/mod.rs | */helper/mod.rs | */helpers/mod.rs | */misc/mod.rs)
+            fault "$file has a name that says nothing"
+            ;;
+    esac
+done
+
+open='\b(todo|unimplemented)!|\b(TODO|FIXME|XXX)\b|#\[ignore|cfg_attr\(.*,[[:space:]]*ignore\b'
+while IFS= read -r line; do
+    [[ -z "$line" ]] || fault "open work: $line"
+done < <(grep -nE "$open" "${files[@]}" /dev/null || true)
+
+if [[ $faults -gt 0 ]]; then
+    echo "layout: $faults faults" >&2
+    exit 1
+fi
+echo "layout: ok"

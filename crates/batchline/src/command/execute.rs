@@ -1,0 +1,126 @@
+//! Submits recorded operations: orders them after what they depend on, and links the record before
+//! the first call to the driver.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::operation::Operation;
+use super::submission::{Progress, Record, Submission, Work, refuse};
+use crate::backend::{Fence, MAX_STREAMS, Segment, SubmitError};
+use crate::device::{Device, SubmitState};
+use crate::{Error, Result};
+
+/// Hands `work` to the device.
+///
+/// # Errors
+/// The device is lost, or this is a custom operation that calls back; the completions have run
+/// with that error. Every later error is the submission's.
+pub(crate) fn execute(device: &Device, mut work: Work) -> Result<Submission> {
+    let core = device.core();
+    let mut submit = match core.check().and_then(|()| core.lock_submit()) {
+        Ok(submit) => submit,
+        Err(error) => {
+            refuse(std::mem::take(&mut work.completions), &error);
+            return Err(error);
+        }
+    };
+    work.recording.take_off();
+    let record = Record::new(work);
+    if let Err(error) = core.reaper.link(&record, core.health()) {
+        drop(submit);
+        record.finish(Err(error.clone()), false);
+        return Err(error);
+    }
+    let outcome = {
+        let mut work = record.work.lock();
+        let operations = work.as_mut().map(|work| &mut work.recording.operations()[..]);
+        let enqueue = AssertUnwindSafe(|| {
+            enqueue(device, &mut submit.state, operations.unwrap_or_default())
+        });
+        // A driver that panics leaves it open what it has done.
+        catch_unwind(enqueue).unwrap_or_else(|panic| {
+            Err(SubmitError { error: Error::panicked("the backend", &*panic), enqueued: true })
+        })
+    };
+    drop(submit);
+    record.set_progress(match outcome {
+        Ok(fences) => Progress::InFlight(fences),
+        Err(SubmitError { error, enqueued: false }) => Progress::Refused(error),
+        Err(SubmitError { error, enqueued: true }) => {
+            core.health().lose(error.clone());
+            Progress::Quarantined(error)
+        }
+    });
+    core.reaper.notify();
+    Ok(Submission::new(record))
+}
+
+/// Makes segments of the operations and submits each; returns the fences that end them all.
+fn enqueue(
+    device: &Device,
+    submit: &mut SubmitState,
+    operations: &mut [Operation],
+) -> Result<Vec<Fence>, SubmitError> {
+    for span in operations.iter().flat_map(Operation::writes) {
+        if span.storage.block().usage.lock().views > 0 {
+            return Err(Error::Borrowed { what: "a tensor".to_owned() }.into());
+        }
+    }
+    let backend = device.core().backend();
+    let mut ends: Vec<Fence> = Vec::new();
+    let mut rest = operations;
+    while let Some(first) = rest.first() {
+        let stream = backend.stream_of(first.kind());
+        let len = rest.iter().take_while(|op| backend.stream_of(op.kind()) == stream).count();
+        let (run, later) = rest.split_at_mut(len);
+        rest = later;
+
+        let fence = Fence { stream, value: submit.last[usize::from(stream)] + 1 };
+        let after = dependencies(device, run, fence);
+        let commands = run.iter_mut().map(Operation::command).collect();
+        backend.submit(Segment { fence, after: &after, commands }).map_err(|mut error| {
+            // What is enqueued of this record already can't be called back.
+            error.enqueued |= !ends.is_empty();
+            error
+        })?;
+        submit.last[usize::from(stream)] = fence.value;
+        note(run, fence);
+        ends.retain(|end| end.stream != stream);
+        ends.push(fence);
+    }
+    Ok(ends)
+}
+
+/// The fences of other streams that the operations must come after: at most one per stream.
+fn dependencies(device: &Device, operations: &[Operation], own: Fence) -> Vec<Fence> {
+    let mut latest = [0u64; MAX_STREAMS];
+    let mut need = |fence: Fence| {
+        let value = &mut latest[usize::from(fence.stream)];
+        *value = fence.value.max(*value);
+    };
+    for operation in operations {
+        for span in operation.reads() {
+            span.storage.block().usage.lock().before_read().for_each(&mut need);
+        }
+        for span in operation.writes() {
+            span.storage.block().usage.lock().before_write().for_each(&mut need);
+        }
+    }
+    (0u8..)
+        .zip(latest)
+        .map(|(stream, value)| Fence { stream, value })
+        .filter(|fence| fence.value > 0 && fence.stream != own.stream)
+        .filter(|fence| !device.core().has_passed(*fence))
+        .collect()
+}
+
+/// Notes on each block that this segment uses it.
+fn note(operations: &[Operation], fence: Fence) {
+    for operation in operations {
+        for span in operation.reads() {
+            span.storage.block().usage.lock().note_read(fence);
+        }
+        for span in operation.writes() {
+            span.storage.block().usage.lock().note_write(fence);
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! One recorded operation, with all the memory that it touches.
+
+use std::sync::Arc;
+
+use super::readback::Arrival;
+use crate::backend::{Command, CommandKind, ConvertSpec, Custom, Region, StagingMemory};
+use crate::memory::{StagingLease, Storage, Tensor};
+use crate::staging::StagingBuffer;
+
+/// An operation that was validated when it was recorded. It owns what it touches.
+#[derive(Debug)]
+pub(crate) enum Operation {
+    Upload { src: StagingBuffer, src_offset: u64, dst: Span },
+    Download { src: Span, dst: StagingLease, arrive: Arrival },
+    Copy { src: Span, dst: Span },
+    Fill { dst: Span, element: [u8; 8], size: usize },
+    Convert { src: Span, dst: Span, spec: Box<ConvertSpec> },
+    Custom { work: Option<Custom>, reads: Vec<Span>, writes: Vec<Span> },
+}
+
+/// Bytes of a tensor.
+#[derive(Debug, Clone)]
+pub(crate) struct Span {
+    pub(crate) storage: Arc<Storage>,
+    /// First byte in the storage.
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+}
+
+impl Span {
+    pub(crate) fn of(tensor: &Tensor) -> Self {
+        let storage = Arc::clone(tensor.storage());
+        Self { storage, offset: tensor.offset(), len: tensor.byte_len() }
+    }
+
+    fn region(&self) -> Region<'_> {
+        let memory = &*self.storage.block().memory;
+        Region { memory, offset: self.offset, len: self.len }
+    }
+
+    pub(crate) fn overlaps(&self, other: &Span) -> bool {
+        Arc::ptr_eq(&self.storage, &other.storage)
+            && self.offset < other.offset + other.len
+            && other.offset < self.offset + self.len
+    }
+}
+
+impl Operation {
+    pub(crate) fn kind(&self) -> CommandKind {
+        match self {
+            Operation::Upload { .. } => CommandKind::Upload,
+            Operation::Download { .. } => CommandKind::Download,
+            Operation::Copy { .. } => CommandKind::Copy,
+            Operation::Fill { .. } => CommandKind::Fill,
+            Operation::Convert { .. } => CommandKind::Convert,
+            Operation::Custom { .. } => CommandKind::Custom,
+        }
+    }
+
+    /// What the device reads.
+    pub(crate) fn reads(&self) -> &[Span] {
+        match self {
+            Operation::Download { src, .. }
+            | Operation::Copy { src, .. }
+            | Operation::Convert { src, .. } => std::slice::from_ref(src),
+            Operation::Custom { reads, .. } => reads,
+            Operation::Upload { .. } | Operation::Fill { .. } => &[],
+        }
+    }
+
+    /// What the device writes.
+    pub(crate) fn writes(&self) -> &[Span] {
+        match self {
+            Operation::Upload { dst, .. }
+            | Operation::Copy { dst, .. }
+            | Operation::Fill { dst, .. }
+            | Operation::Convert { dst, .. } => std::slice::from_ref(dst),
+            Operation::Custom { writes, .. } => writes,
+            Operation::Download { .. } => &[],
+        }
+    }
+
+    /// The command for the backend.
+    pub(crate) fn command(&mut self) -> Command<'_> {
+        match self {
+            Operation::Upload { src, src_offset, dst } => {
+                Command::Upload { src: src.memory(), src_offset: *src_offset, dst: dst.region() }
+            }
+            Operation::Download { src, dst, .. } => {
+                let dst: &dyn StagingMemory = &*dst.memory;
+                Command::Download { src: src.region(), dst, dst_offset: 0 }
+            }
+            Operation::Copy { src, dst } => {
+                Command::Copy { src: src.region(), dst: dst.region() }
+            }
+            Operation::Fill { dst, element, size } => {
+                Command::Fill { dst: dst.region(), element: &element[..*size] }
+            }
+            Operation::Convert { src, dst, spec } => {
+                Command::Convert { src: src.region(), dst: dst.region(), spec }
+            }
+            Operation::Custom { work, reads, writes } => Command::Custom {
+                work,
+                reads: reads.iter().map(Span::region).collect(),
+                writes: writes.iter().map(Span::region).collect(),
+            },
+        }
+    }
+
+    /// Notes that a submission owns the operation from now on.
+    pub(crate) fn take_off(&mut self) {
+        if let Operation::Upload { src, .. } = self {
+            src.take_off();
+        }
+    }
+
+    /// Gives up all memory that the operation owns: the device may still be using it.
+    pub(crate) fn quarantine(self) {
+        for span in self.reads().iter().chain(self.writes()) {
+            span.storage.quarantine();
+        }
+        match self {
+            Operation::Upload { src, .. } => src.quarantine(),
+            Operation::Download { dst, arrive, .. } => {
+                dst.quarantine();
+                arrive.arrive(Err(crate::Error::Closed { what: "device" }));
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The reaper: one thread per device that watches the fences of what is in flight, in order, and
+//! sends everything home.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::{JoinHandle, ThreadId};
+
+use super::submission::{Progress, Record};
+use crate::device::Health;
+use crate::sync::{Condvar, Mutex, spawn_named};
+use crate::{Error, Result};
+
+/// What is in flight, and the thread that watches it. The thread starts with the first submission.
+pub(crate) struct Reaper {
+    queue: Arc<Queue>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Queue {
+    state: Mutex<State>,
+    /// Signalled when a record was linked, has left `Recorded`, or the queue was closed.
+    changed: Condvar,
+}
+
+struct State {
+    /// In order of submission. A record stays in front until it is done.
+    records: VecDeque<Arc<Record>>,
+    closed: bool,
+}
+
+impl Reaper {
+    pub(crate) fn new() -> Self {
+        let state = Mutex::new(State { records: VecDeque::new(), closed: false });
+        Self {
+            queue: Arc::new(Queue { state, changed: Condvar::new() }),
+            thread: Mutex::new(None),
+        }
+    }
+
+    /// Links a record, before the driver hears of it.
+    pub(crate) fn link(&self, record: &Arc<Record>, health: &Arc<Health>) -> Result<()> {
+        record.set_reaper(self.start(health)?);
+        self.queue.state.lock().records.push_back(Arc::clone(record));
+        Ok(())
+    }
+
+    /// Tells the thread that a linked record has left `Recorded`.
+    pub(crate) fn notify(&self) {
+        self.queue.changed.notify_one();
+    }
+
+
+    fn start(&self, health: &Arc<Health>) -> Result<ThreadId> {
+        let mut thread = self.thread.lock();
+        if let Some(thread) = &*thread {
+            return Ok(thread.thread().id());
+        }
+        let (queue, health) = (Arc::clone(&self.queue), Arc::clone(health));
+        let name = "reaper".to_owned();
+        let handle = spawn_named(name.clone(), move || queue.run(&health))
+            .map_err(|source| Error::Thread { name, source: Arc::new(source) })?;
+        Ok(thread.insert(handle).thread().id())
+    }
+}
+
+impl Drop for Reaper {
+    /// Records own handles to their device, so none is left when the device's last handle goes.
+    fn drop(&mut self) {
+        self.queue.state.lock().closed = true;
+        self.queue.changed.notify_one();
+        if let Some(thread) = self.thread.lock().take() {
+            // The last handle may go with the last record, on the reaper itself; it is then about
+            // to end and needs nobody to wait for it.
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Queue {
+    fn run(&self, health: &Health) {
+        while let Some(record) = self.next() {
+            match record.progress() {
+                Progress::InFlight(fences) => {
+                    let outcome = fences.into_iter().try_for_each(|fence| health.wait(fence));
+                    // A fence of a lost device proves nothing, so the memory is given up.
+                    let quarantine = outcome.is_err();
+                    record.finish(outcome, quarantine);
+                }
+                Progress::Refused(error) => record.finish(Err(error), false),
+                Progress::Quarantined(error) => record.finish(Err(error), true),
+                Progress::Recorded | Progress::Done(_) => {
+                    unreachable!("`next` gives records that are submitted and not done")
+                }
+            }
+            self.state.lock().records.pop_front();
+        }
+    }
+
+    /// The record in front, once it has left `Recorded`; `None` when all is over.
+    fn next(&self) -> Option<Arc<Record>> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(record) = state.records.front() {
+                if !matches!(record.progress(), Progress::Recorded) {
+                    return Some(Arc::clone(record));
+                }
+            } else if state.closed {
+                return None;
+            }
+            state = self.changed.wait(state);
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! A command buffer on its way: the record that owns all that the device uses, and the handle that
+//! waits for it.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use super::buffer::Recording;
+use super::operation::Operation;
+use crate::backend::Fence;
+use crate::sync::{Condvar, Mutex};
+use crate::{Error, Result};
+
+/// Called once when an operation or a command buffer is done, with its error if there was one.
+pub(crate) type Completion = Box<dyn FnOnce(Result<()>) + Send>;
+
+/// A handle to work that was submitted. It can be waited for, asked, or awaited; dropping it
+/// cancels nothing.
+#[derive(Clone)]
+#[must_use = "a submission tells whether the work succeeded"]
+pub struct Submission {
+    record: Arc<Record>,
+}
+
+/// Work that was handed to a device: linked into the list of what is in flight *before* the first
+/// call to the driver, and taken out of it only when its own fences have passed.
+pub(crate) struct Record {
+    state: Mutex<State>,
+    done: Condvar,
+    /// The operations, with the memory that they own. Locked while they are being enqueued.
+    pub(crate) work: Mutex<Option<Work>>,
+    /// The thread that completes records: waiting for one there would never end.
+    reaper: Mutex<Option<std::thread::ThreadId>>,
+}
+
+/// What a record owns until it is done.
+pub(crate) struct Work {
+    pub(crate) recording: Recording,
+    pub(crate) completions: Vec<Completion>,
+}
+
+struct State {
+    progress: Progress,
+    wakers: Vec<Waker>,
+}
+
+/// How far a record is.
+#[derive(Debug, Clone)]
+pub(crate) enum Progress {
+    /// Linked; the driver is being called.
+    Recorded,
+    /// The device works on it until all these fences have passed.
+    InFlight(Vec<Fence>),
+    /// It never reached the device.
+    Refused(Error),
+    /// Part of it may have reached the device, which can't be known: its memory is given up.
+    Quarantined(Error),
+    /// Everything is over and the memory is home, or given up.
+    Done(Result<()>),
+}
+
+impl Record {
+    pub(crate) fn new(work: Work) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(State { progress: Progress::Recorded, wakers: Vec::new() }),
+            done: Condvar::new(),
+            work: Mutex::new(Some(work)),
+            reaper: Mutex::new(None),
+        })
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        self.state.lock().progress.clone()
+    }
+
+    pub(crate) fn set_progress(&self, progress: Progress) {
+        self.state.lock().progress = progress;
+    }
+
+    /// Ends the record: memory goes home (or is given up), completions run, waiters wake. Runs on
+    /// the reaper's thread, without any lock of this library.
+    pub(crate) fn finish(&self, result: Result<()>, quarantine: bool) {
+        *self.reaper.lock() = Some(std::thread::current().id());
+        let mut result = result;
+        let work = self.work.lock().take();
+        if let Some(Work { mut recording, completions }) = work {
+            for operation in recording.operations().drain(..) {
+                if quarantine {
+                    operation.quarantine();
+                } else {
+                    operation.finish(&result);
+                }
+            }
+            drop(recording);
+            let mut panicked = None;
+            for completion in completions {
+                let outcome = result.clone();
+                let run = std::panic::AssertUnwindSafe(move || completion(outcome));
+                if let Err(panic) = std::panic::catch_unwind(run) {
+                    panicked.get_or_insert(Error::panicked("a completion", &*panic));
+                }
+            }
+            result = result.and(panicked.map_or(Ok(()), Err));
+        }
+        let mut state = self.state.lock();
+        state.progress = Progress::Done(result);
+        let wakers = std::mem::take(&mut state.wakers);
+        drop(state);
+        self.done.notify_all();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    fn on_reaper(&self) -> bool {
+        *self.reaper.lock() == Some(std::thread::current().id())
+    }
+
+    /// Names the thread that will finish the record.
+    pub(crate) fn set_reaper(&self, thread: std::thread::ThreadId) {
+        *self.reaper.lock() = Some(thread);
+    }
+}
+
+impl Submission {
+    pub(crate) fn new(record: Arc<Record>) -> Self {
+        Self { record }
+    }
+
+    /// Waits until the work is done and its completions have run.
+    ///
+    /// # Errors
+    /// What the work failed with: the device's error, that of a custom operation, or
+    /// [`Error::Panicked`] for a completion that panicked. Called from a completion it is an error
+    /// at once, because completions run one after another.
+    pub fn wait(&self) -> Result<()> {
+        self.wait_until(None).map_or_else(|| unreachable!("no deadline was given"), |done| done)
+    }
+
+    /// As [`wait`](Self::wait), for at most `timeout`; `None` when it was not enough.
+    pub fn wait_timeout(&self, timeout: Duration) -> Option<Result<()>> {
+        self.wait_until(Some(Instant::now() + timeout))
+    }
+
+    fn wait_until(&self, deadline: Option<Instant>) -> Option<Result<()>> {
+        let mut state = self.record.state.lock();
+        loop {
+            if let Progress::Done(result) = &state.progress {
+                return Some(result.clone());
+            }
+            if self.record.on_reaper() {
+                let problem = "a completion cannot wait for other work: it would wait for itself";
+                return Some(Err(Error::record("a wait", problem)));
+            }
+            state = match deadline {
+                None => self.record.done.wait(state),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return None;
+                    }
+                    self.record.done.wait_timeout(state, left)
+                }
+            };
+        }
+    }
+
+    /// Whether the work is done, with or without an error.
+    pub fn is_done(&self) -> bool {
+        matches!(self.record.state.lock().progress, Progress::Done(_))
+    }
+}
+
+impl Future for Submission {
+    type Output = Result<()>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+        let mut state = self.record.state.lock();
+        if let Progress::Done(result) = &state.progress {
+            return Poll::Ready(result.clone());
+        }
+        if !state.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+            state.wakers.push(context.waker().clone());
+        }
+        Poll::Pending
+    }
+}
+
+impl fmt::Debug for Submission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Submission").field("done", &self.is_done()).finish()
+    }
+}
+
+/// Operations that never reached the device, for whom the completions run here and now.
+pub(crate) fn refuse(completions: Vec<Completion>, error: &Error) {
+    for completion in completions {
+        let error = error.clone();
+        let run = std::panic::AssertUnwindSafe(move || completion(Err(error)));
+        // The call fails with the error that matters more.
+        let _ = std::panic::catch_unwind(run);
+    }
+}
+
+impl Operation {
+    /// The device is done with the operation.
+    pub(crate) fn finish(self, result: &Result<()>) {
+        if let Operation::Download { dst, arrive, .. } = self {
+            arrive.arrive(result.clone().map(|()| dst));
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! A device: what it is, whether it is well, and the one queue to it.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use crate::backend::host::HostBackend;
+use crate::backend::{Backend, DeviceInfo, DeviceKind, Fence, MAX_STREAMS};
+use crate::command::reaper::Reaper;
+use crate::sync::{Mutex, MutexGuard};
+use crate::{Error, Result};
+
+/// A device that batches are delivered to. Clones are handles to the same device.
+///
+/// ```
+/// use batchline::Device;
+/// let device = Device::host();
+/// assert_eq!(device.info().name, "host");
+/// ```
+#[derive(Clone)]
+pub struct Device {
+    core: Arc<DeviceCore>,
+}
+
+/// What there is to find on this machine, and what is missing.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Found {
+    /// A device that can be opened.
+    Device(DeviceInfo),
+    /// A kind of device of which there is none, with the reason.
+    Missing(Error),
+}
+
+impl Device {
+    /// The host as a device: ordinary memory, no hardware. Always there.
+    pub fn host() -> Self {
+        Self::from_backend(Box::new(HostBackend::new()))
+    }
+
+    /// The best adapter that wgpu finds: Metal, Vulkan or DX12. A software rasteriser counts.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`], which says what is missing.
+    #[cfg(feature = "wgpu")]
+    pub fn wgpu() -> Result<Self> {
+        Ok(Self::from_backend(Box::new(crate::backend::wgpu::WgpuBackend::open(false)?)))
+    }
+
+    /// A wgpu device of your own, so that a renderer or a compute framework shares its memory with
+    /// batchline.
+    ///
+    /// # Errors
+    /// The device lacks what batchline needs, or is lost.
+    #[cfg(feature = "wgpu")]
+    pub fn wgpu_from(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
+        let backend = crate::backend::wgpu::WgpuBackend::adopt(device, queue)?;
+        Ok(Self::from_backend(Box::new(backend)))
+    }
+
+    /// A device of another make.
+    pub fn from_backend(backend: Box<dyn Backend>) -> Self {
+        let backend: Arc<dyn Backend> = backend.into();
+        Self {
+            core: Arc::new(DeviceCore {
+                health: Arc::new(Health {
+                    backend: Arc::clone(&backend),
+                    lost: OnceLock::new(),
+                    passed: Default::default(),
+                    listeners: Mutex::new(Vec::new()),
+                }),
+                submit: Mutex::new(SubmitState { last: [0; MAX_STREAMS] }),
+                submitting: Mutex::new(None),
+                reaper: Reaper::new(),
+            }),
+        }
+    }
+
+    /// The best device of this machine: a hardware adapter of wgpu, else the host.
+    pub fn auto() -> Self {
+        #[cfg(feature = "wgpu")]
+        if let Ok(backend) = crate::backend::wgpu::WgpuBackend::open(true) {
+            return Self::from_backend(Box::new(backend));
+        }
+        Self::host()
+    }
+
+    /// Every device that can be found, and for each kind without one, why.
+    pub fn list() -> Vec<Found> {
+        let mut found = Vec::new();
+        #[cfg(feature = "wgpu")]
+        {
+            let adapters = crate::backend::wgpu::WgpuBackend::adapters();
+            if adapters.is_empty() {
+                let missing = crate::backend::wgpu::WgpuBackend::open(false).err();
+                found.extend(missing.map(Found::Missing));
+            }
+            found.extend(adapters.into_iter().map(Found::Device));
+        }
+        found.push(Found::Device(HostBackend::new().info().clone()));
+        found
+    }
+
+    /// What the device is.
+    pub fn info(&self) -> &DeviceInfo {
+        self.core.backend().info()
+    }
+
+    /// What drives the device.
+    pub fn kind(&self) -> DeviceKind {
+        self.info().kind
+    }
+
+    /// Whether the device can be used.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`], at every call once the device is lost.
+    pub fn check(&self) -> Result<()> {
+        self.core.check()
+    }
+
+    /// The wgpu device and queue behind this device; `None` for another kind.
+    #[cfg(feature = "wgpu")]
+    pub fn as_wgpu(&self) -> Option<(&wgpu::Device, &wgpu::Queue)> {
+        let backend: &dyn std::any::Any = self.core.backend();
+        let backend = backend.downcast_ref::<crate::backend::wgpu::WgpuBackend>()?;
+        Some((backend.device(), backend.queue()))
+    }
+
+    pub(crate) fn core(&self) -> &Arc<DeviceCore> {
+        &self.core
+    }
+}
+
+impl PartialEq for Device {
+    /// Whether both are handles to the same device.
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.core, &other.core)
+    }
+}
+
+impl Eq for Device {}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Device").field(&self.info().name).finish()
+    }
+}
+
+/// Someone who waits for something that a lost device will never bring.
+pub(crate) trait LossListener: Send + Sync {
+    /// Wakes every waiter; they find the error by asking.
+    fn device_lost(&self, error: &Error);
+}
+
+/// What all handles of a device share.
+pub(crate) struct DeviceCore {
+    health: Arc<Health>,
+    /// Held while a command buffer is submitted: its segments stay together, and the order of the
+    /// fences is the order of the calls.
+    submit: Mutex<SubmitState>,
+    /// The thread that holds `submit`. A custom operation that runs on the host runs under that
+    /// lock and would wait for itself if it called back.
+    submitting: Mutex<Option<std::thread::ThreadId>>,
+    /// Dropped with the last handle: ends the thread that watches the fences.
+    pub(crate) reaper: Reaper,
+}
+
+/// The numbers of the last segments.
+pub(crate) struct SubmitState {
+    pub(crate) last: [u64; MAX_STREAMS],
+}
+
+/// The part of a device that the reaper's thread needs, so that the thread does not keep the
+/// device itself alive.
+pub(crate) struct Health {
+    pub(crate) backend: Arc<dyn Backend>,
+    /// Set once. A level, not a message: who asks later gets it too.
+    lost: OnceLock<Error>,
+    /// By stream, the highest number known to have passed.
+    passed: [AtomicU64; MAX_STREAMS],
+    listeners: Mutex<Vec<Weak<dyn LossListener>>>,
+}
+
+impl Health {
+    pub(crate) fn check(&self) -> Result<()> {
+        self.lost.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    /// Declares the device lost and wakes everybody who waits for it.
+    pub(crate) fn lose(&self, error: Error) {
+        let error = match error {
+            lost @ Error::DeviceLost { .. } => lost,
+            other => Error::DeviceLost {
+                device: self.backend.info().name.clone(),
+                reason: other.chain(),
+            },
+        };
+        let error = self.lost.get_or_init(|| error).clone();
+        let listeners: Vec<_> = self.listeners.lock().drain(..).collect();
+        for listener in listeners.iter().filter_map(Weak::upgrade) {
+            listener.device_lost(&error);
+        }
+    }
+
+    /// Waits for a fence until it passes or the device is lost.
+    pub(crate) fn wait(&self, fence: Fence) -> Result<()> {
+        loop {
+            self.check()?;
+            match self.backend.wait(fence, Duration::from_millis(100)) {
+                Ok(true) => {
+                    self.note_passed(fence);
+                    return Ok(());
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    self.lose(error.clone());
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn note_passed(&self, fence: Fence) {
+        self.passed[usize::from(fence.stream)].fetch_max(fence.value, Ordering::AcqRel);
+    }
+
+    fn known_passed(&self, fence: Fence) -> bool {
+        fence.value <= self.passed[usize::from(fence.stream)].load(Ordering::Acquire)
+    }
+}
+
+impl DeviceCore {
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.health.backend
+    }
+
+    pub(crate) fn health(&self) -> &Arc<Health> {
+        &self.health
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        self.health.check()
+    }
+
+    /// Whether a fence has passed. Asks and does not wait.
+    pub(crate) fn has_passed(&self, fence: Fence) -> bool {
+        if self.health.known_passed(fence) {
+            return true;
+        }
+        let passed = matches!(self.backend().wait(fence, Duration::ZERO), Ok(true));
+        if passed {
+            self.health.note_passed(fence);
+        }
+        passed
+    }
+
+    /// Calls `listener` when the device is lost; at once if it is already.
+    pub(crate) fn on_loss(&self, listener: Weak<dyn LossListener>) {
+        let mut listeners = self.health.listeners.lock();
+        listeners.retain(|listener| listener.strong_count() > 0);
+        listeners.push(Weak::clone(&listener));
+        drop(listeners);
+        if let (Err(error), Some(listener)) = (self.check(), listener.upgrade()) {
+            listener.device_lost(&error);
+        }
+    }
+
+    /// Takes the queue to the device.
+    ///
+    /// # Errors
+    /// This thread has it already: a custom operation calls back.
+    pub(crate) fn lock_submit(&self) -> Result<SubmitGuard<'_>> {
+        let me = std::thread::current().id();
+        if *self.submitting.lock() == Some(me) {
+            return Err(Error::record(
+                "an operation",
+                "a custom operation cannot use the device that it runs on: record what it needs \
+                 before or after it",
+            ));
+        }
+        let state = self.submit.lock();
+        *self.submitting.lock() = Some(me);
+        Ok(SubmitGuard { state, core: self })
+    }
+}
+
+impl fmt::Debug for DeviceCore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("DeviceCore").field(&self.backend().info().name).finish()
+    }
+}
+
+/// The queue to the device, held by one thread.
+pub(crate) struct SubmitGuard<'a> {
+    pub(crate) state: MutexGuard<'a, SubmitState>,
+    core: &'a DeviceCore,
+}
+
+impl Drop for SubmitGuard<'_> {
+    fn drop(&mut self) {
+        *self.core.submitting.lock() = None;
+    }
+}

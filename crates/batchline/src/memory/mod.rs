@@ -1,0 +1,20 @@
+//! Memory: blocks under byte limits, tensors on them, and the bounded pool that lends.
+
+mod block;
+mod manager;
+mod pool;
+mod shelf;
+mod tensor;
+mod view;
+
+pub use manager::{MemoryLimits, MemoryManager, MemoryStats};
+pub use tensor::Tensor;
+pub use view::{ConsumerQueue, Host, HostView};
+#[cfg(feature = "wgpu")]
+pub use view::WgpuBinding;
+
+pub(crate) use block::{DeviceBlock, StagingBlock};
+pub(crate) use manager::StagingLease;
+pub(crate) use pool::{Loan, Patience, Pool};
+pub(crate) use shelf::{Lease, Shelf};
+pub(crate) use tensor::{Home, Storage};

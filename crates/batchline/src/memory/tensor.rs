@@ -1,0 +1,259 @@
+//! Tensors: shapes on pooled device memory, reference-counted.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use super::block::DeviceBlock;
+use super::manager::{DeviceLease, MemoryManager};
+use super::pool::Loan;
+use super::view::{ConsumerQueue, Host};
+use crate::backend::StreamId;
+use crate::command::{CommandBuffer, Conversion};
+use crate::staging::StagingBufferPool;
+use crate::{DType, Device, Element, Error, Result, Shape};
+
+/// A dense tensor on a device. Clones share its memory; the last one to go gives it back, to be
+/// used again once the device is done with it.
+///
+/// ```
+/// use batchline::{Device, DType, MemoryManager};
+/// let memory = MemoryManager::new(&Device::host());
+/// let tensor = memory.upload(&[0.4f32, 1.5, 300.0], &[3])?;
+/// // To nearest, ties to even, saturating.
+/// assert_eq!(tensor.convert_to(DType::U8)?.to_vec::<u8>()?, [0, 2, 255]);
+/// # Ok::<(), batchline::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Tensor {
+    storage: Arc<Storage>,
+    /// First byte in the storage, a multiple of 256.
+    offset: u64,
+    shape: Shape,
+    dtype: DType,
+}
+
+/// A block of device memory and where it goes when the last tensor on it is dropped.
+#[derive(Debug)]
+pub(crate) struct Storage {
+    /// `None` only while it is being dropped.
+    home: Option<Home>,
+    /// The stream of the consumer that a batch was handed to, plus 1; 0 for none. On the last drop
+    /// the position of that stream is noted, and the block's next writer comes after it.
+    consumer: AtomicU8,
+    /// Whether the device may go on using the block for ever.
+    quarantined: AtomicBool,
+    memory: MemoryManager,
+}
+
+/// Who lent a block.
+#[derive(Debug)]
+pub(crate) enum Home {
+    /// The memory manager.
+    Shelf(DeviceLease),
+    /// A loader, for one of its outputs.
+    Output(Loan<DeviceLease>),
+}
+
+impl Storage {
+    pub(crate) fn new(home: Home, memory: MemoryManager) -> Self {
+        let (consumer, quarantined) = (AtomicU8::new(0), AtomicBool::new(false));
+        Self { home: Some(home), consumer, quarantined, memory }
+    }
+
+    pub(crate) fn block(&self) -> &DeviceBlock {
+        match self.home.as_ref().expect("a home until it is dropped") {
+            Home::Shelf(lease) => lease,
+            Home::Output(loan) => loan,
+        }
+    }
+
+    /// Notes that work on this consumer's stream may use the block from now on.
+    pub(crate) fn hand_to(&self, stream: StreamId) {
+        self.consumer.store(stream + 1, Ordering::Release);
+    }
+
+    /// Gives the block up: it will be neither used again nor freed.
+    pub(crate) fn quarantine(&self) {
+        self.quarantined.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        let Some(home) = self.home.take() else { return };
+        let mut lost = self.quarantined.load(Ordering::Acquire);
+        if let Some(stream) = self.consumer.load(Ordering::Acquire).checked_sub(1) {
+            let block: &DeviceBlock = match &home {
+                Home::Shelf(lease) => lease,
+                Home::Output(loan) => loan,
+            };
+            match self.memory.device().core().backend().consumer_position(stream) {
+                Ok(fence) => block.usage.lock().note_read(fence),
+                Err(_) => lost = true,
+            }
+        }
+        match home {
+            _ if !lost => {}
+            Home::Shelf(lease) => lease.quarantine(),
+            Home::Output(loan) => loan.keep().quarantine(),
+        }
+    }
+}
+
+impl Tensor {
+    pub(crate) fn new(storage: Arc<Storage>, offset: u64, shape: Shape, dtype: DType) -> Self {
+        Self { storage, offset, shape, dtype }
+    }
+
+    pub(crate) fn storage(&self) -> &Arc<Storage> {
+        &self.storage
+    }
+
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The shape.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The device that holds it.
+    pub fn device(&self) -> &Device {
+        self.storage.memory.device()
+    }
+
+    /// The number of elements.
+    pub fn elements(&self) -> u64 {
+        self.shape.elements().expect("checked when the tensor was made")
+    }
+
+    /// Bytes of the elements.
+    pub fn byte_len(&self) -> u64 {
+        self.shape.bytes(self.dtype).expect("checked when the tensor was made")
+    }
+
+    /// Overwrites the tensor with these elements, outermost dimension first. Returns when they are
+    /// on the device.
+    ///
+    /// # Errors
+    /// `T` is not its type, `data` has another length, or the device failed.
+    pub fn write<T: Element>(&self, data: &[T]) -> Result<()> {
+        let pool = StagingBufferPool::for_transfer(&self.storage.memory, self.byte_len())?;
+        pool.transfer_to_gpu_sync(data, self)
+    }
+
+    /// Overwrites the tensor with another one of the same device, type and size. Returns when it
+    /// is done.
+    ///
+    /// # Errors
+    /// The two don't match, overlap, or the device failed.
+    pub fn copy_from(&self, other: &Tensor) -> Result<()> {
+        let mut commands = CommandBuffer::single(&self.storage.memory)?;
+        commands.copy(other, self)?;
+        commands.execute()?.wait()
+    }
+
+    /// Reads the elements back, outermost dimension first.
+    ///
+    /// # Errors
+    /// `T` is not its type ([`u8`] also reads [`DType::Bool`]), or the device failed.
+    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+        self.expect::<T>()?;
+        let len = usize::try_from(self.elements())
+            .map_err(|_| Error::Overflow { what: "a vector".to_owned() })?;
+        let mut data = vec![T::zeroed(); len];
+        self.read_into(bytemuck::cast_slice_mut(&mut data))?;
+        Ok(data)
+    }
+
+    /// Reads the bytes back, in the machine's byte order.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let len = usize::try_from(self.byte_len())
+            .map_err(|_| Error::Overflow { what: "a vector".to_owned() })?;
+        let mut bytes = vec![0; len];
+        self.read_into(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Reads the bytes back into a buffer of their length.
+    fn read_into(&self, bytes: &mut [u8]) -> Result<()> {
+        if self.device().info().unified {
+            bytes.copy_from_slice(Host.bind(self)?.bytes());
+            return Ok(());
+        }
+        let mut piece = usize::try_from(self.storage.memory.piece()).unwrap_or(usize::MAX);
+        let mut start = 0;
+        while start < bytes.len() {
+            let end = start.saturating_add(piece).min(bytes.len());
+            let mut commands = CommandBuffer::single(&self.storage.memory)?;
+            match commands.download_range(self, start as u64..end as u64) {
+                Ok(readback) => {
+                    commands.execute()?.wait()?;
+                    readback.with_bytes(|arrived| bytes[start..end].copy_from_slice(arrived))?;
+                    start = end;
+                }
+                // Others hold most of the page-locked memory: go through what is left of it.
+                Err(Error::LimitReached { .. }) if piece > 4096 => piece /= 2,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// A new tensor of another type: rounded to nearest, ties to even; saturated where the target
+    /// is an integer, with NaN as 0. Returns when it is done.
+    ///
+    /// # Errors
+    /// There is no memory for it, or the device failed.
+    pub fn convert_to(&self, dtype: DType) -> Result<Tensor> {
+        self.convert(dtype, &Conversion::new())
+    }
+
+    /// A new tensor of another type, scaled and reordered as `conversion` says. Returns when it is
+    /// done.
+    ///
+    /// # Errors
+    /// The conversion does not fit the shape, there is no memory, or the device failed.
+    pub fn convert(&self, dtype: DType, conversion: &Conversion) -> Result<Tensor> {
+        let shape = conversion.shape(self.shape)?;
+        let converted = self.storage.memory.tensor(shape.dims(), dtype)?;
+        let mut commands = CommandBuffer::single(&self.storage.memory)?;
+        commands.convert(self, &converted, conversion)?;
+        commands.execute()?.wait()?;
+        Ok(converted)
+    }
+
+    /// Makes `queue` wait for the tensor, and hands out what that queue's work needs to use it:
+    /// a slice for [`Host`], a buffer for a `wgpu::Queue`.
+    ///
+    /// # Errors
+    /// The queue is not one of the tensor's device, or the device is lost.
+    pub fn bind<'t, Q: ConsumerQueue>(&'t self, queue: &Q) -> Result<Q::Handle<'t>> {
+        queue.bind(self)
+    }
+
+    /// Checks that elements may be seen as `T`.
+    pub(crate) fn expect<T: Element>(&self) -> Result<()> {
+        if T::matches(self.dtype) {
+            return Ok(());
+        }
+        let what = format!("a tensor of shape {}", self.shape);
+        Err(Error::DType { what, expected: self.dtype, found: T::DTYPE })
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tensor({} {} on {})", self.dtype, self.shape, self.device().info().name)
+    }
+}

@@ -1,0 +1,154 @@
+//! How a consumer gets at a tensor: by binding it to the queue that its work runs on.
+#![allow(unsafe_code, reason = "makes slices of memory that the tensor keeps alive")]
+
+use std::marker::PhantomData;
+
+use super::tensor::Tensor;
+use crate::{Element, Error, Result};
+
+/// A queue that a consumer's work runs on. Binding orders the work after the tensor is ready; what
+/// it hands out lives no longer than the tensor.
+pub trait ConsumerQueue {
+    /// What work on this queue needs in order to use a tensor.
+    type Handle<'t>;
+
+    /// Makes the queue wait for the tensor.
+    ///
+    /// # Errors
+    /// The queue is not one of the tensor's device, or the device is lost.
+    fn bind<'t>(&self, tensor: &'t Tensor) -> Result<Self::Handle<'t>>;
+}
+
+/// The host's own queue: the program. Binding gives a slice.
+///
+/// ```
+/// use batchline::{Device, Host, MemoryManager};
+/// let memory = MemoryManager::new(&Device::host());
+/// let tensor = memory.upload(&[1.0f32, 2.0], &[2])?;
+/// assert_eq!(tensor.bind(&Host)?.as_slice::<f32>()?, [1.0, 2.0]);
+/// # Ok::<(), batchline::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Host;
+
+impl ConsumerQueue for Host {
+    type Handle<'t> = HostView<'t>;
+
+    fn bind<'t>(&self, tensor: &'t Tensor) -> Result<HostView<'t>> {
+        let device = tensor.device();
+        let block = tensor.storage().block();
+        let Some(base) = block.memory.host_ptr().filter(|_| device.info().unified) else {
+            let problem = format!("{} has memory of its own: use `to_vec`", device.info().name);
+            return Err(Error::record("a binding to the host", problem));
+        };
+        // Under the submission lock, so that no writer is between its check and its submission.
+        let submit = device.core().lock_submit()?;
+        let mut usage = block.usage.lock();
+        usage.views += 1;
+        let written = usage.written;
+        drop(usage);
+        drop(submit);
+        // From here on the view is counted, and dropping it counts back.
+        #[allow(clippy::cast_possible_truncation, reason = "within memory that exists")]
+        let (offset, len) = (tensor.offset() as usize, tensor.byte_len() as usize);
+        // SAFETY: a tensor lies within its block.
+        let start = unsafe { base.add(offset) };
+        let view = HostView { start: start.as_ptr(), len, tensor, _bytes: PhantomData };
+        if let Some(fence) = written {
+            device.core().health().wait(fence)?;
+        }
+        Ok(view)
+    }
+}
+
+/// A tensor's elements, as a slice. While it is there, nothing can be submitted that writes to the
+/// tensor's memory.
+#[derive(Debug)]
+pub struct HostView<'t> {
+    start: *const u8,
+    len: usize,
+    tensor: &'t Tensor,
+    _bytes: PhantomData<&'t [u8]>,
+}
+
+// SAFETY: it is a shared borrow of plain bytes.
+unsafe impl Send for HostView<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for HostView<'_> {}
+
+impl HostView<'_> {
+    /// The bytes, in the machine's byte order.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: initialised memory of the block, which the borrowed tensor keeps; no segment
+        // that writes it was in flight when the view was handed out, and none is submitted while
+        // the view is counted.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
+    }
+
+    /// The elements.
+    ///
+    /// # Errors
+    /// `T` is not their type.
+    pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
+        self.tensor.expect::<T>()?;
+        // Tensors start at multiples of 256.
+        Ok(bytemuck::cast_slice(self.bytes()))
+    }
+}
+
+impl Drop for HostView<'_> {
+    fn drop(&mut self) {
+        self.tensor.storage().block().usage.lock().views -= 1;
+    }
+}
+
+#[cfg(feature = "wgpu")]
+mod wgpu_queue {
+    use super::{ConsumerQueue, Tensor};
+    use crate::backend::wgpu::WgpuBackend;
+    use crate::{Error, Result};
+
+    /// A tensor as work on a wgpu queue sees it. Submit that work before the tensor's last handle
+    /// is dropped: the queue itself then keeps the next writer behind it.
+    #[derive(Debug, Clone, Copy)]
+    pub struct WgpuBinding<'t> {
+        /// The buffer. Tensors of one batch share it.
+        pub buffer: &'t wgpu::Buffer,
+        /// First byte of the tensor, a multiple of 256.
+        pub offset: u64,
+        /// Bytes of the tensor, rounded up to a multiple of 4.
+        pub size: u64,
+    }
+
+    impl<'t> WgpuBinding<'t> {
+        /// The binding for a bind group; `None` for a tensor of no bytes.
+        pub fn as_buffer_binding(&self) -> Option<wgpu::BufferBinding<'t>> {
+            let size = Some(wgpu::BufferSize::new(self.size)?);
+            Some(wgpu::BufferBinding { buffer: self.buffer, offset: self.offset, size })
+        }
+    }
+
+    impl ConsumerQueue for wgpu::Queue {
+        type Handle<'t> = WgpuBinding<'t>;
+
+        fn bind<'t>(&self, tensor: &'t Tensor) -> Result<WgpuBinding<'t>> {
+            tensor.device().check()?;
+            let own = tensor.device().as_wgpu().is_some_and(|(_, queue)| queue == self);
+            let memory = &*tensor.storage().block().memory;
+            match WgpuBackend::buffer(memory).filter(|_| own) {
+                Some(buffer) => Ok(WgpuBinding {
+                    buffer,
+                    offset: tensor.offset(),
+                    size: tensor.byte_len().next_multiple_of(4),
+                }),
+                None => Err(Error::record(
+                    "a binding to a wgpu queue",
+                    format!("it is not the queue of {}", tensor.device().info().name),
+                )),
+            }
+        }
+    }
+}
+
+#[cfg(feature = "wgpu")]
+pub use wgpu_queue::WgpuBinding;
