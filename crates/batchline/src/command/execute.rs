@@ -2,6 +2,7 @@
 //! the first call to the driver.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use super::operation::Operation;
 use super::submission::{Progress, Record, Submission, Work, refuse};
@@ -12,8 +13,9 @@ use crate::{Error, Result};
 /// Hands `work` to the device.
 ///
 /// # Errors
-/// The device is lost, or this is a custom operation that calls back; the completions have run
-/// with that error. Every later error is the submission's.
+/// The work did not reach the device. The completions get that error too, and what the work owned
+/// goes home, or is given up where part of it may have reached the device. Every later error is
+/// the submission's.
 pub(crate) fn execute(device: &Device, mut work: Work) -> Result<Submission> {
     let core = device.core();
     let mut submit = match core.check().and_then(|()| core.lock_submit()) {
@@ -42,16 +44,19 @@ pub(crate) fn execute(device: &Device, mut work: Work) -> Result<Submission> {
         })
     };
     drop(submit);
-    record.set_progress(match outcome {
-        Ok(fences) => Progress::InFlight(fences),
-        Err(SubmitError { error, enqueued: false }) => Progress::Refused(error),
+    let (progress, result) = match outcome {
+        Ok(fences) => (Progress::InFlight(fences), Ok(Submission::new(Arc::clone(&record)))),
+        Err(SubmitError { error, enqueued: false }) => {
+            (Progress::Refused(error.clone()), Err(error))
+        }
         Err(SubmitError { error, enqueued: true }) => {
             core.health().lose(error.clone());
-            Progress::Quarantined(error)
+            (Progress::Quarantined(error.clone()), Err(error))
         }
-    });
+    };
+    record.set_progress(progress);
     core.reaper.notify();
-    Ok(Submission::new(record))
+    result
 }
 
 /// Makes segments of the operations and submits each; returns the fences that end them all.

@@ -83,10 +83,8 @@ impl Layout {
             return Err(Error::format(path, problem));
         }
         if dims.len() > MAX_RANK {
-            let problem = format!(
-                "has {} dimensions, at most {MAX_RANK} are supported",
-                dims.len()
-            );
+            let problem =
+                format!("has {} dimensions, at most {MAX_RANK} are supported", dims.len());
             return Err(Error::format(path, problem));
         }
         let shape = Shape::new(dims)?;
@@ -96,12 +94,7 @@ impl Layout {
                 format!("has the shape {shape}: it holds no elements"),
             ));
         }
-        Ok(Self {
-            start,
-            stored,
-            shape,
-            fortran,
-        })
+        Ok(Self { start, stored, shape, fortran })
     }
 
     /// Bytes of the whole file.
@@ -141,7 +134,8 @@ impl Layout {
         } else {
             let extra = found - expected;
             format!(
-                "{extra} byte(s) after the end: {says}, but there are {found}; is it two files in one?"
+                "{extra} byte(s) after the end: {says}, but there are {found}; is something \
+                 appended to the file?"
             )
         };
         Err(Error::format(path, problem))
@@ -167,9 +161,7 @@ impl Array {
         layout.check_len(path, bytes.as_slice().len() as u64)?;
         let row = layout.shape.row().unwrap_or(Shape::SCALAR);
         // Both are less than the length of a slice that exists, so they do fit.
-        let overflow = |_| Error::Overflow {
-            what: "a file".to_owned(),
-        };
+        let overflow = |_| Error::Overflow { what: "a file".to_owned() };
         Ok(Self {
             path: path.to_owned(),
             bytes,
@@ -272,14 +264,10 @@ impl Array {
         if self.layout.fortran {
             let (elements, _) = self.bytes.as_slice()[self.start..].as_chunks::<IN>();
             let places = FortranRow::new(&self.layout, row);
-            out.iter_mut()
-                .zip(places)
-                .for_each(|(out, place)| *out = native(elements[place]));
+            out.iter_mut().zip(places).for_each(|(out, place)| *out = native(elements[place]));
         } else {
             let (elements, _) = self.row_bytes(row).as_chunks::<IN>();
-            out.iter_mut()
-                .zip(elements)
-                .for_each(|(out, element)| *out = native(*element));
+            out.iter_mut().zip(elements).for_each(|(out, element)| *out = native(*element));
         }
     }
 }
@@ -306,10 +294,7 @@ impl FortranRow {
         };
         let mut stride = 1;
         for (axis, dim) in dims.iter().enumerate() {
-            #[allow(
-                clippy::cast_possible_truncation,
-                reason = "at most the elements of a slice"
-            )]
+            #[allow(clippy::cast_possible_truncation, reason = "at most the elements of a slice")]
             let dim = *dim as usize;
             if axis > 0 {
                 places.extents[axis - 1] = dim;
@@ -365,11 +350,7 @@ impl Arrays {
             }
             spec = spec.label(labels.dtype(), labels.row().dims())?;
         }
-        Ok(Self {
-            inputs,
-            labels,
-            spec,
-        })
+        Ok(Self { inputs, labels, spec })
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -404,10 +385,7 @@ mod tests {
     use super::*;
 
     fn layout(dims: &[u64], fortran: bool) -> Layout {
-        let stored = Stored {
-            encoding: Encoding::Plain(DType::U8),
-            swapped: false,
-        };
+        let stored = Stored { encoding: Encoding::Plain(DType::U8), swapped: false };
         Layout::new(Path::new("a"), 0, stored, dims, fortran).unwrap()
     }
 
@@ -443,10 +421,7 @@ mod tests {
         let bytes = FileBytes::Owned(vec![7, 8, 9]);
         let array = Array::new(Path::new("a"), bytes, layout(&[3], false)).unwrap();
         let text = |result: Result<()>| result.unwrap_err().chain();
-        assert_eq!(
-            text(array.read(3, &mut [0])),
-            "a: has no sample 3, there are 3"
-        );
+        assert_eq!(text(array.read(3, &mut [0])), "a: has no sample 3, there are 3");
         assert!(text(array.read(u64::MAX, &mut [0])).contains("has no sample"));
         assert!(text(array.read(0, &mut [0, 0])).contains("has 2 bytes, expected 1"));
     }

@@ -9,10 +9,7 @@
 //! one that is shortened later: a check before each read would be a system call per sample and
 //! would still race with the truncation. The public documentation tells users to replace data by
 //! renaming.
-#![allow(
-    unsafe_code,
-    reason = "mapping a file is unsafe, because others may change the file"
-)]
+#![allow(unsafe_code, reason = "mapping a file is unsafe, because others may change the file")]
 
 use std::fmt;
 use std::fs::File;
@@ -105,9 +102,7 @@ pub(super) fn open_file(path: &Path) -> Result<(File, u64)> {
 /// The first `len` bytes of a file, or all of a shorter one. Leaves the file at its start.
 pub(super) fn first_bytes(path: &Path, mut file: &File, len: usize) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.take(len as u64)
-        .read_to_end(&mut bytes)
-        .map_err(|err| Error::io(path, "read", err))?;
+    file.take(len as u64).read_to_end(&mut bytes).map_err(|err| Error::io(path, "read", err))?;
     file.rewind().map_err(|err| Error::io(path, "read", err))?;
     Ok(bytes)
 }
@@ -176,11 +171,6 @@ mod tests {
     fn an_empty_file_can_be_mapped() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let (opened, len) = open_file(file.path()).unwrap();
-        assert_eq!(
-            FileBytes::map(file.path(), &opened, len)
-                .unwrap()
-                .as_slice(),
-            []
-        );
+        assert_eq!(FileBytes::map(file.path(), &opened, len).unwrap().as_slice(), []);
     }
 }

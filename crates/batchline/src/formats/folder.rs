@@ -30,11 +30,7 @@ pub(super) struct Found {
 /// Finds the data set that is in the folder `path`, or whose inputs are the file `path`.
 pub(super) fn find(path: &Path) -> Result<Found> {
     let kind = std::fs::metadata(path).map_err(|err| Error::io(path, "open", err))?;
-    if kind.is_dir() {
-        in_folder(path)
-    } else {
-        beside(path)
-    }
+    if kind.is_dir() { in_folder(path) } else { beside(path) }
 }
 
 fn in_folder(folder: &Path) -> Result<Found> {
@@ -42,17 +38,11 @@ fn in_folder(folder: &Path) -> Result<Found> {
     let mut sets: Vec<(Kind, &str, Option<&str>)> = Vec::new();
     for (inputs, labels) in NPY_PAIRS {
         if names.iter().any(|name| name == inputs) {
-            let labels = names
-                .iter()
-                .find(|name| *name == labels)
-                .map(String::as_str);
+            let labels = names.iter().find(|name| *name == labels).map(String::as_str);
             sets.push((Kind::Npy, inputs, labels));
         }
     }
-    let idx: Vec<IdxName> = names
-        .iter()
-        .filter_map(|name| IdxName::parse(name))
-        .collect();
+    let idx: Vec<IdxName> = names.iter().filter_map(|name| IdxName::parse(name)).collect();
     for images in idx.iter().filter(|name| name.part == "images") {
         // Who decompressed a file and kept the original has one data set, not two.
         let decompressed = |other: &IdxName| {
@@ -65,11 +55,7 @@ fn in_folder(folder: &Path) -> Result<Found> {
     match sets[..] {
         [(kind, inputs, labels)] => {
             let labels = labels.map(|name| folder.join(name));
-            Ok(Found {
-                kind,
-                inputs: folder.join(inputs),
-                labels,
-            })
+            Ok(Found { kind, inputs: folder.join(inputs), labels })
         }
         [] => {
             let labels_only = names
@@ -77,9 +63,7 @@ fn in_folder(folder: &Path) -> Result<Found> {
                 .find(|name| {
                     IdxName::parse(name).is_some() || NPY_PAIRS.iter().any(|pair| pair.1 == *name)
                 })
-                .map_or(String::new(), |name| {
-                    format!(" ({name} is there, but not its inputs)")
-                });
+                .map_or(String::new(), |name| format!(" ({name} is there, but not its inputs)"));
             let problem = format!(
                 "no data set in this folder{labels_only}: looked for *-images-idx3-ubyte with \
                  *-labels-idx1-ubyte (also *.idx3-ubyte, and each with .gz), images.npy with \
@@ -120,11 +104,7 @@ fn beside(inputs: &Path) -> Result<Found> {
             return Err(Error::format(inputs, problem));
         }
     };
-    let mut found = Found {
-        kind,
-        inputs: inputs.to_owned(),
-        labels: None,
-    };
+    let mut found = Found { kind, inputs: inputs.to_owned(), labels: None };
     let Some(name) = inputs.file_name().and_then(|name| name.to_str()) else {
         return Ok(found);
     };
@@ -137,13 +117,9 @@ fn beside(inputs: &Path) -> Result<Found> {
         Kind::Idx => match IdxName::parse(name) {
             Some(images) if images.part == "images" => {
                 let names = file_names(&folder_of(inputs))?;
-                let names: Vec<IdxName> = names
-                    .iter()
-                    .filter_map(|name| IdxName::parse(name))
-                    .collect();
-                images
-                    .labels(&names)
-                    .map(|name| inputs.with_file_name(name))
+                let names: Vec<IdxName> =
+                    names.iter().filter_map(|name| IdxName::parse(name)).collect();
+                images.labels(&names).map(|name| inputs.with_file_name(name))
             }
             _ => None,
         },
@@ -171,9 +147,7 @@ fn file_names(folder: &Path) -> Result<Vec<String>> {
     for entry in std::fs::read_dir(folder).map_err(io)? {
         if let Ok(name) = entry.map_err(io)?.file_name().into_string() {
             let known = IdxName::parse(&name).is_some()
-                || NPY_PAIRS
-                    .iter()
-                    .any(|pair| pair.0 == name || pair.1 == name);
+                || NPY_PAIRS.iter().any(|pair| pair.0 == name || pair.1 == name);
             // Unpacked archives hold folders named like the files in them.
             if known && folder.join(&name).is_file() {
                 names.push(name);
@@ -214,13 +188,7 @@ impl<'a> IdxName<'a> {
             Some(prefix) => (prefix, "images"),
             None => (stem.strip_suffix("labels")?, "labels"),
         };
-        Some(Self {
-            full,
-            prefix,
-            part,
-            separator,
-            gzip: plain.is_some(),
-        })
+        Some(Self { full, prefix, part, separator, gzip: plain.is_some() })
     }
 
     /// The labels that belong to these images: named in the same way rather than in another, and
@@ -241,40 +209,22 @@ mod tests {
     #[test]
     fn names_are_taken_apart() {
         let name = IdxName::parse("emnist-letters-train-images.idx3-ubyte.gz").unwrap();
-        assert_eq!(
-            (name.prefix, name.part),
-            ("emnist-letters-train-", "images")
-        );
+        assert_eq!((name.prefix, name.part), ("emnist-letters-train-", "images"));
         assert_eq!((name.separator, name.gzip), ('.', true));
         assert_eq!(IdxName::parse("labels-idx1-int").unwrap().part, "labels");
-        for other in [
-            "",
-            "idx",
-            "train-images",
-            "images-idx-ubyte",
-            "imagesidx3-ubyte",
-            "a-idx3-ubyte",
-        ] {
+        for other in
+            ["", "idx", "train-images", "images-idx-ubyte", "imagesidx3-ubyte", "a-idx3-ubyte"]
+        {
             assert_eq!(IdxName::parse(other), None, "{other}");
         }
     }
 
     #[test]
     fn labels_named_alike_are_preferred() {
-        let names = [
-            "a-labels.idx1-ubyte",
-            "a-labels-idx1-ubyte.gz",
-            "b-labels-idx1-ubyte",
-        ];
-        let names: Vec<IdxName> = names
-            .iter()
-            .filter_map(|name| IdxName::parse(name))
-            .collect();
+        let names = ["a-labels.idx1-ubyte", "a-labels-idx1-ubyte.gz", "b-labels-idx1-ubyte"];
+        let names: Vec<IdxName> = names.iter().filter_map(|name| IdxName::parse(name)).collect();
         let labels = |images| IdxName::parse(images).unwrap().labels(&names);
-        assert_eq!(
-            labels("a-images-idx3-ubyte"),
-            Some("a-labels-idx1-ubyte.gz")
-        );
+        assert_eq!(labels("a-images-idx3-ubyte"), Some("a-labels-idx1-ubyte.gz"));
         assert_eq!(labels("a-images.idx3-ubyte"), Some("a-labels.idx1-ubyte"));
         assert_eq!(labels("c-images-idx3-ubyte"), None);
     }

@@ -14,6 +14,8 @@ use crate::{BoxError, DType, Dataset, Error, MAX_RANK, Result, SampleMut, Sample
 const MAGIC_BYTES: usize = 4;
 /// What a gzip file starts with.
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+/// A compressed byte stands for at most this many bytes.
+const DEFLATE_RATIO: u64 = 1032;
 
 /// The images of an IDX file, with the labels of another.
 ///
@@ -90,7 +92,7 @@ impl Dataset for Idx {
 fn open_array(path: &Path) -> Result<(Array, usize)> {
     let (file, len) = open_file(path)?;
     let (bytes, layout) = if first_bytes(path, &file, GZIP_MAGIC.len())? == GZIP_MAGIC {
-        let (bytes, layout) = decompress(path, &file)?;
+        let (bytes, layout) = decompress(path, &file, len)?;
         (FileBytes::Owned(bytes), layout)
     } else {
         let bytes = FileBytes::map(path, &file, len)?;
@@ -119,21 +121,14 @@ fn header(path: &Path, bytes: &[u8]) -> Result<Layout> {
             return Err(Error::format(path, problem));
         }
     });
-    let stored = Stored {
-        encoding,
-        swapped: cfg!(target_endian = "little"),
-    };
+    let stored = Stored { encoding, swapped: cfg!(target_endian = "little") };
     let dims = bytes.get(MAGIC_BYTES..start).ok_or_else(|| {
         let len = bytes.len();
         let problem = format!("truncated: the header is {start} bytes, the file {len}");
         Error::format(path, problem)
     })?;
-    let dims: Vec<u64> = dims
-        .as_chunks()
-        .0
-        .iter()
-        .map(|dim| u64::from(u32::from_be_bytes(*dim)))
-        .collect();
+    let dims: Vec<u64> =
+        dims.as_chunks().0.iter().map(|dim| u64::from(u32::from_be_bytes(*dim))).collect();
     Layout::new(path, start as u64, stored, &dims, false)
 }
 
@@ -167,13 +162,12 @@ fn header_bytes(path: &Path, bytes: &[u8]) -> Result<usize> {
     }
 }
 
-/// Decompresses a gzip file, up to the length that the IDX header in it says.
-fn decompress(path: &Path, file: &File) -> Result<(Vec<u8>, Layout)> {
+/// Decompresses a gzip file of `len` bytes, up to the length that the IDX header in it says.
+fn decompress(path: &Path, file: &File, len: u64) -> Result<(Vec<u8>, Layout)> {
     let mut stream = MultiGzDecoder::new(BufReader::new(file));
     let mut bytes = Vec::new();
     let mut read_up_to = |bytes: &mut Vec<u8>, len: u64| -> Result<()> {
         let missing = len.saturating_sub(bytes.len() as u64);
-        // Grows as data comes in, so that a header that lies costs nothing.
         match stream.by_ref().take(missing).read_to_end(bytes) {
             Ok(_) => Ok(()),
             Err(err) => Err(gzip_error(path, err, bytes.len())),
@@ -184,6 +178,12 @@ fn decompress(path: &Path, file: &File) -> Result<(Vec<u8>, Layout)> {
     read_up_to(&mut bytes, header_len as u64)?;
     let layout = header(path, &bytes)?;
     let expected = layout.file_bytes(path)?;
+    // Reserved at once, since growing could take twice as much; but a header that lies is believed
+    // only up to what so short a file can hold. If the system refuses, reading below tells.
+    let plausible = expected.min(len.saturating_mul(DEFLATE_RATIO));
+    if let Ok(plausible) = usize::try_from(plausible) {
+        let _ = bytes.try_reserve_exact(plausible.saturating_sub(bytes.len()));
+    }
     // One byte more than there should be makes the stream tell whether it ends there; only at its
     // end does it check the checksum.
     read_up_to(&mut bytes, expected.saturating_add(1))?;

@@ -3,7 +3,7 @@
 //!
 //! Files are memory-mapped: opening a data set reads headers only, a sample is one copy out of the
 //! page cache, and many processes share one copy of the data. **A mapped file must not be made
-//! shorter while it is open**: the system then kills the process (`SIGBUS`) on a read behind the
+//! shorter while it is open**: a Unix system then kills the process (`SIGBUS`) on a read behind the
 //! new end. Lengths are checked against the headers when a file is opened; no check made later
 //! could prevent it. To replace a file that may be in use, write a new one beside it and rename it
 //! over the old: whoever has the old one mapped keeps it. Compressed files are read into memory at

@@ -100,11 +100,7 @@ fn layout(path: &Path, bytes: &[u8]) -> Result<Layout> {
         } else {
             format!(
                 "no npy file: it starts with {}, not with 93 4e 55 4d 50 59 (\\x93NUMPY)",
-                start
-                    .iter()
-                    .map(|byte| format!("{byte:02x}"))
-                    .collect::<Vec<_>>()
-                    .join(" ")
+                start.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
             )
         };
         return Err(Error::format(path, problem));
@@ -125,9 +121,7 @@ fn layout(path: &Path, bytes: &[u8]) -> Result<Layout> {
         }
     };
     let data_at = header_at.saturating_add(header_len);
-    let header = bytes
-        .get(header_at..data_at)
-        .ok_or_else(|| truncated("the header", data_at))?;
+    let header = bytes.get(header_at..data_at).ok_or_else(|| truncated("the header", data_at))?;
     let header = npy_header::parse(header)
         .map_err(|problem| Error::format(path, format!("malformed npy header: {problem}")))?;
     let stored =

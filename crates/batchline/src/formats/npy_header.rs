@@ -31,10 +31,7 @@ pub(super) enum Descr {
 /// Parses a header. Errors say what is wrong and where, counted in bytes from its start.
 pub(super) fn parse(text: &[u8]) -> Result<Header, String> {
     if let Some(at) = text.iter().position(|byte| !byte.is_ascii()) {
-        return Err(format!(
-            "byte {at} is 0x{:02x}, which is not ASCII",
-            text[at]
-        ));
+        return Err(format!("byte {at} is 0x{:02x}, which is not ASCII", text[at]));
     }
     let mut parser = Parser { text, at: 0 };
     let (mut descr, mut fortran, mut shape) = (None, None, None);
@@ -47,11 +44,7 @@ pub(super) fn parse(text: &[u8]) -> Result<Header, String> {
                 let value = parser.descr()?;
                 // What a structure's fields are doesn't matter: it is refused.
                 if value == Descr::Structure {
-                    return Ok(Header {
-                        descr: value,
-                        fortran: false,
-                        shape: Vec::new(),
-                    });
+                    return Ok(Header { descr: value, fortran: false, shape: Vec::new() });
                 }
                 descr.replace(value).is_some()
             }
@@ -65,10 +58,7 @@ pub(super) fn parse(text: &[u8]) -> Result<Header, String> {
             }
         };
         if twice {
-            return Err(format!(
-                "the key {} comes twice, again at byte {key_at}",
-                quoted(key)
-            ));
+            return Err(format!("the key {} comes twice, again at byte {key_at}", quoted(key)));
         }
         if !parser.accept(b',') {
             parser.expect(b'}')?;
@@ -141,10 +131,7 @@ impl<'a> Parser<'a> {
             .ok_or_else(|| format!("the string that starts at byte {} has no end", self.at))?;
         let text = &rest[..len];
         if text.contains(&b'\\') {
-            return Err(format!(
-                "the string at byte {} has a backslash in it",
-                self.at
-            ));
+            return Err(format!("the string at byte {} has a backslash in it", self.at));
         }
         self.at = start + len + 1;
         str::from_utf8(text).map_err(|err| err.to_string())
@@ -174,6 +161,7 @@ impl<'a> Parser<'a> {
 
     /// A tuple of numbers: `()`, `(3,)`, `(3, 4)` or `(3, 4,)`.
     fn shape(&mut self) -> Result<Vec<u64>, String> {
+        self.peek();
         let start = self.at;
         self.expect(b'(')?;
         let (mut dims, mut commas) = (Vec::new(), 0usize);
@@ -186,19 +174,14 @@ impl<'a> Parser<'a> {
             commas += 1;
         }
         if dims.len() == 1 && commas == 0 {
-            return Err(format!(
-                "the shape at byte {start} is a number, not a tuple: (3,) is one"
-            ));
+            return Err(format!("the shape at byte {start} is a number, not a tuple: (3,) is one"));
         }
         Ok(dims)
     }
 
     fn extent(&mut self) -> Result<u64, String> {
         if self.peek() == Some(b'-') {
-            return Err(format!(
-                "a negative extent in the shape, at byte {}",
-                self.at
-            ));
+            return Err(format!("a negative extent in the shape, at byte {}", self.at));
         }
         let rest = &self.text[self.at..];
         let len = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
@@ -207,11 +190,7 @@ impl<'a> Parser<'a> {
         }
         let digits = str::from_utf8(&rest[..len]).unwrap_or("");
         let extent = digits.parse().map_err(|_| {
-            format!(
-                "the extent {} at byte {} does not fit 64 bits",
-                quoted(digits),
-                self.at
-            )
+            format!("the extent {} at byte {} does not fit 64 bits", quoted(digits), self.at)
         })?;
         self.at += len;
         // Python 2 marked long numbers so.
@@ -235,11 +214,9 @@ pub(super) fn dtype(descr: &Descr) -> Result<Stored, String> {
     let text = match descr {
         Descr::Simple(text) => text.as_str(),
         Descr::Structure => {
-            return Err(
-                "holds structures: save each field as an array by itself, with \
+            return Err("holds structures: save each field as an array by itself, with \
                         `numpy.save(name, a['field'])`"
-                    .to_owned(),
-            );
+                .to_owned());
         }
     };
     let (order, kind) = match text.split_at_checked(1) {
@@ -287,28 +264,18 @@ fn refusal(text: &str, kind: &str) -> String {
             );
         }
         Some(b'c') if kind == "c8" => ("complex numbers", "save `a.view('f4')`, pairs of floats"),
-        Some(b'c') => (
-            "complex numbers",
-            "save `a.view('f8')` or `a.astype('c8').view('f4')`",
-        ),
+        Some(b'c') => ("complex numbers", "save `a.view('f8')` or `a.astype('c8').view('f4')`"),
         Some(b'f') => ("a float that few machines have", "save `a.astype('f8')`"),
-        Some(b'S' | b'a' | b'U') => (
-            "strings",
-            "save their numbers instead: `numpy.unique(a, return_inverse=True)[1]`",
-        ),
+        Some(b'S' | b'a' | b'U') => {
+            ("strings", "save their numbers instead: `numpy.unique(a, return_inverse=True)[1]`")
+        }
         Some(b'M') => ("dates", "save `a.view('i8')`, or differences as `f4`"),
-        Some(b'm') => (
-            "time spans",
-            "save `a.view('i8')`, or `a / numpy.timedelta64(1, 's')`",
-        ),
+        Some(b'm') => ("time spans", "save `a.view('i8')`, or `a / numpy.timedelta64(1, 's')`"),
         Some(b'V') => (
             "raw bytes, as which numpy also saves bfloat16",
             "save `a.view('u1')`, or `a.astype('f4')` where they are numbers",
         ),
-        _ => (
-            "nothing that is known here",
-            "save `a.astype('f4')` or another plain number type",
-        ),
+        _ => ("nothing that is known here", "save `a.astype('f4')` or another plain number type"),
     };
     format!("dtype {} is {what}: {remedy}", quoted(text))
 }
@@ -324,70 +291,38 @@ mod tests {
     #[test]
     fn what_numpy_writes_is_read() {
         let header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }      \n";
-        let expected = Header {
-            descr: Descr::Simple("<f4".to_owned()),
-            fortran: false,
-            shape: vec![3, 4],
-        };
+        let expected =
+            Header { descr: Descr::Simple("<f4".to_owned()), fortran: false, shape: vec![3, 4] };
         assert_eq!(parse(header), Ok(expected));
     }
 
     #[test]
     fn other_spellings_of_the_same_are_read() {
         let header = b" {\"shape\":(3L,4L,),\"descr\":\"f4\"\n,\t\"fortran_order\":True}";
-        let expected = Header {
-            descr: Descr::Simple("f4".to_owned()),
-            fortran: true,
-            shape: vec![3, 4],
-        };
+        let expected =
+            Header { descr: Descr::Simple("f4".to_owned()), fortran: true, shape: vec![3, 4] };
         assert_eq!(parse(header), Ok(expected));
     }
 
     #[test]
     fn shapes() {
-        let shape = |text: &str| {
-            Parser {
-                text: text.as_bytes(),
-                at: 0,
-            }
-            .shape()
-        };
+        let shape = |text: &str| Parser { text: text.as_bytes(), at: 0 }.shape();
         assert_eq!(shape("()"), Ok(vec![]));
         assert_eq!(shape("(3,)"), Ok(vec![3]));
         assert_eq!(shape("( 18446744073709551615 , 0 )"), Ok(vec![u64::MAX, 0]));
-        for bad in [
-            "", "(", "3", "(3)", "(,)", "(3", "(3,", "(3,,)", "(3 4)", "[3]", "(3.0,)",
-        ] {
+        for bad in ["", "(", "3", "(3)", "(,)", "(3", "(3,", "(3,,)", "(3 4)", "[3]", "(3.0,)"] {
             assert!(shape(bad).is_err(), "{bad}");
         }
-        assert_eq!(
-            shape("(2, -1)").unwrap_err(),
-            "a negative extent in the shape, at byte 4"
-        );
-        assert!(
-            shape("(18446744073709551616,)")
-                .unwrap_err()
-                .contains("does not fit 64 bits")
-        );
-        assert!(
-            shape(&format!("({},)", "9".repeat(1000)))
-                .unwrap_err()
-                .len()
-                < 120
-        );
+        assert_eq!(shape("(2, -1)").unwrap_err(), "a negative extent in the shape, at byte 4");
+        assert!(shape("(18446744073709551616,)").unwrap_err().contains("does not fit 64 bits"));
+        assert!(shape(&format!("({},)", "9".repeat(1000))).unwrap_err().len() < 120);
     }
 
     #[test]
     fn malformed_headers_say_where() {
         assert_eq!(text_of(""), "it ends where '{' should be");
-        assert_eq!(
-            text_of("{'descr"),
-            "the string that starts at byte 1 has no end"
-        );
-        assert_eq!(
-            text_of("{'descr': 'a\\'"),
-            "the string at byte 10 has a backslash in it"
-        );
+        assert_eq!(text_of("{'descr"), "the string that starts at byte 1 has no end");
+        assert_eq!(text_of("{'descr': 'a\\'"), "the string at byte 10 has a backslash in it");
         assert_eq!(
             text_of("{'shape': (1,)} x"),
             "nothing but spaces after the closing brace should be at byte 16, found \"x\""
@@ -406,7 +341,7 @@ mod tests {
         );
         assert_eq!(
             text_of("{'shape': (1,), 'shape': (1,)}"),
-            "the key \"shape\" comes twice, again at byte 15"
+            "the key \"shape\" comes twice, again at byte 16"
         );
         assert_eq!(text_of("{'shape': (1,)}"), "the key 'descr' is missing");
         assert_eq!(

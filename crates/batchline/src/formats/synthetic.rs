@@ -53,9 +53,7 @@ impl Synthetic {
         spec.bytes()?;
         let noise = (0..PERIOD as u64)
             .flat_map(|place| {
-                encode(low_byte(scramble(place)), dtype)
-                    .into_iter()
-                    .take(dtype.size())
+                encode(low_byte(scramble(place)), dtype).into_iter().take(dtype.size())
             })
             .collect();
         Ok(Self { len, spec, noise })
@@ -75,20 +73,14 @@ impl Synthetic {
             return Err(wrong(format!("{} part(s) instead of three", parts.len())));
         };
         let number = |what: &str, text: &str| {
-            text.parse::<u64>()
-                .map_err(|err| wrong(format!("{what} {text:?}: {err}")))
+            text.parse::<u64>().map_err(|err| wrong(format!("{what} {text:?}: {err}")))
         };
         let len = number("the number of samples", len)?;
         let dims = match shape {
             "1" => Vec::new(),
-            _ => shape
-                .split('x')
-                .map(|dim| number("the extent", dim))
-                .collect::<Result<_>>()?,
+            _ => shape.split('x').map(|dim| number("the extent", dim)).collect::<Result<_>>()?,
         };
-        let dtype = dtype
-            .parse()
-            .map_err(|err: crate::UnknownDType| wrong(err.to_string()))?;
+        let dtype = dtype.parse().map_err(|err: crate::UnknownDType| wrong(err.to_string()))?;
         Self::new(len, &dims, dtype).map_err(|err| wrong(err.chain()))
     }
 }
@@ -196,11 +188,7 @@ mod tests {
                     2 | 3 => 0,
                     _ => low_byte(scramble(((start + place) % PERIOD) as u64)),
                 };
-                assert_eq!(
-                    *element,
-                    encode(number, dtype)[..dtype.size()],
-                    "{dtype} {place}"
-                );
+                assert_eq!(*element, encode(number, dtype)[..dtype.size()], "{dtype} {place}");
             }
         }
     }
@@ -218,17 +206,8 @@ mod tests {
 
     #[test]
     fn samples_smaller_than_the_digits_work() {
-        assert_eq!(
-            input(&Synthetic::new(300, &[], DType::U8).unwrap(), 257),
-            [1]
-        );
-        assert_eq!(
-            input(&Synthetic::new(300, &[2], DType::U8).unwrap(), 257),
-            [1, 1]
-        );
-        assert_eq!(
-            input(&Synthetic::new(300, &[0], DType::U8).unwrap(), 257),
-            []
-        );
+        assert_eq!(input(&Synthetic::new(300, &[], DType::U8).unwrap(), 257), [1]);
+        assert_eq!(input(&Synthetic::new(300, &[2], DType::U8).unwrap(), 257), [1, 1]);
+        assert_eq!(input(&Synthetic::new(300, &[0], DType::U8).unwrap(), 257), []);
     }
 }

@@ -67,6 +67,11 @@ impl DeviceBlock {
         let usage = Mutex::new(Usage { read, ..Usage::default() });
         Ok(Self { memory, usage, capacity, core: Arc::clone(core) })
     }
+
+    /// Waits, on the host, for a fence of the block's device.
+    pub(crate) fn wait(&self, fence: Fence) -> Result<()> {
+        if self.core.has_passed(fence) { Ok(()) } else { self.core.health().wait(fence) }
+    }
 }
 
 impl Block for DeviceBlock {

@@ -193,12 +193,6 @@ impl MemoryManager {
         self.shared.staging.lend(bytes, direction as u8, patience, make)
     }
 
-    /// How many blocks of `bytes` fit at most.
-    pub(crate) fn fitting_blocks(&self, bytes: u64) -> Result<u64> {
-        let capacity = self.shared.blocks.capacity_for(bytes)?;
-        Ok(self.shared.blocks.limit() / capacity)
-    }
-
     /// How many upload buffers of `bytes` fit at most, an eighth being left for reading back.
     pub(crate) fn fitting_staging(&self, bytes: u64) -> Result<u64> {
         let capacity = self.shared.staging.capacity_for(bytes)?;

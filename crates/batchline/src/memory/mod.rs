@@ -13,8 +13,6 @@ pub use view::{ConsumerQueue, Host, HostView};
 #[cfg(feature = "wgpu")]
 pub use view::WgpuBinding;
 
-pub(crate) use block::{DeviceBlock, StagingBlock};
-pub(crate) use manager::StagingLease;
+pub(crate) use manager::{DeviceLease, StagingLease};
 pub(crate) use pool::{Loan, Patience, Pool};
-pub(crate) use shelf::{Lease, Shelf};
-pub(crate) use tensor::{Home, Storage};
+pub(crate) use tensor::{Held, Home, Storage};

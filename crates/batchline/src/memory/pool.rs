@@ -86,6 +86,16 @@ impl<T> Pool<T> {
         }
     }
 
+    /// A pool of just these items.
+    pub(crate) fn stocked(what: &'static str, items: Vec<T>) -> Self {
+        let pool = Self::new(what, items.len());
+        let mut state = pool.shared.state.lock();
+        state.total = items.len();
+        state.free = items.into();
+        drop(state);
+        pool
+    }
+
     /// Lends an item: a free one, else a new one from `make`, else one that comes back in time.
     ///
     /// Where `make` fails with [`Error::LimitReached`] while this pool has items out, it waits for

@@ -1,8 +1,8 @@
 //! Tensors: shapes on pooled device memory, reference-counted.
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::block::DeviceBlock;
 use super::manager::{DeviceLease, MemoryManager};
@@ -41,6 +41,8 @@ pub(crate) struct Storage {
     /// The stream of the consumer that a batch was handed to, plus 1; 0 for none. On the last drop
     /// the position of that stream is noted, and the block's next writer comes after it.
     consumer: AtomicU8,
+    /// Counts the block among those that the consumer holds.
+    held: OnceLock<Held>,
     /// Whether the device may go on using the block for ever.
     quarantined: AtomicBool,
     memory: MemoryManager,
@@ -55,10 +57,32 @@ pub(crate) enum Home {
     Output(Loan<DeviceLease>),
 }
 
+/// Counts one more while it exists.
+#[derive(Debug)]
+pub(crate) struct Held(Arc<AtomicUsize>);
+
+impl Held {
+    pub(crate) fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl Storage {
     pub(crate) fn new(home: Home, memory: MemoryManager) -> Self {
-        let (consumer, quarantined) = (AtomicU8::new(0), AtomicBool::new(false));
-        Self { home: Some(home), consumer, quarantined, memory }
+        Self {
+            home: Some(home),
+            consumer: AtomicU8::new(0),
+            held: OnceLock::new(),
+            quarantined: AtomicBool::new(false),
+            memory,
+        }
     }
 
     pub(crate) fn block(&self) -> &DeviceBlock {
@@ -69,8 +93,9 @@ impl Storage {
     }
 
     /// Notes that work on this consumer's stream may use the block from now on.
-    pub(crate) fn hand_to(&self, stream: StreamId) {
+    pub(crate) fn hand_to(&self, stream: StreamId, held: Held) {
         self.consumer.store(stream + 1, Ordering::Release);
+        let _ = self.held.set(held);
     }
 
     /// Gives the block up: it will be neither used again nor freed.
@@ -82,6 +107,8 @@ impl Storage {
 impl Drop for Storage {
     fn drop(&mut self) {
         let Some(home) = self.home.take() else { return };
+        // Before the block is back, or a consumer that asks between would be told that he holds it.
+        drop(self.held.take());
         let mut lost = self.quarantined.load(Ordering::Acquire);
         if let Some(stream) = self.consumer.load(Ordering::Acquire).checked_sub(1) {
             let block: &DeviceBlock = match &home {

@@ -40,9 +40,13 @@
 //! A block of [`BLOCK`] elements at a time goes through up to three loops while it is in the
 //! first-level cache: to `f32`, times scale plus bias, to the target's type. Each is a plain loop
 //! over slices that the compiler vectorises; a loop per pair and layout at once would be hundreds,
-//! most of them scalar. A change of layout is a transposition of the block as it is stored.
+//! most of them scalar. With a source of bytes, a table of what becomes of each takes the place of
+//! the three: pictures are bytes, and this is three times faster. A change of layout is a
+//! transposition of the block as it is stored.
 
 mod number;
+
+use std::ops::Range;
 
 use half::{bf16, f16};
 
@@ -66,7 +70,7 @@ pub(crate) fn convert(src: &[u8], dst: &mut [u8], spec: &ConvertSpec) {
     let elements = elements.min(src.len() / from).min(dst.len() / to);
     let (src, dst) = (&src[..elements * from], &mut dst[..elements * to]);
 
-    let kernel = Kernel::new(spec, elements);
+    let kernel = Kernel::new(spec);
     let (pixels, channels) = (length(spec.pixels.max(1)), length(spec.channels.max(1)));
     // With one pixel or one channel the two layouts are the same.
     let relayout = spec.source_order != spec.target_order && pixels > 1 && channels > 1;
@@ -131,110 +135,184 @@ fn transpose<T: bytemuck::Pod>(kernel: &Kernel, matrix: Matrix, src: &[u8], dst:
                 let src = &src[start * from..][..piece.len() * from];
                 kernel.run(first + start, src, bytemuck::cast_slice_mut(piece));
             }
-            store(block, width, &mut dst[left * rows + top..], rows);
-        }
-    }
-}
-
-/// Stores the block's columns as the starts of rows of `dst`, which are `stride` apart.
-fn store<T: Copy>(block: &[T], width: usize, dst: &mut [T], stride: usize) {
-    let height = block.len() / width;
-    // The longer loop is the inner one.
-    if height >= width {
-        for (column, dst) in dst.chunks_mut(stride).take(width).enumerate() {
-            for (to, from) in dst.iter_mut().zip(block[column..].iter().step_by(width)) {
-                *to = *from;
-            }
-        }
-    } else {
-        for (row, block) in block.chunks_exact(width).enumerate() {
-            for (to, from) in dst[row..].iter_mut().step_by(stride).zip(block) {
-                *to = *from;
+            for (column, dst) in dst[left * rows + top..].chunks_mut(rows).take(width).enumerate() {
+                for (to, row) in dst.iter_mut().zip(block.chunks_exact(width)) {
+                    *to = row[column];
+                }
             }
         }
     }
 }
 
 /// What is done to a block, wherever its elements go then.
-struct Kernel {
-    /// Bytes of an element of the source.
-    from: usize,
-    /// To the target, or to `f32` if there is a map.
-    read: Cast,
-    /// The map, and from `f32` to the target.
-    affine: Option<(Affine, Cast)>,
+enum Kernel {
+    /// Straight to the target.
+    Cast(Cast),
+    /// To `f32`, the map, to the target.
+    Map { size: usize, read: Cast, map: Map, write: Cast },
+    /// What becomes of each byte is known.
+    Table(Table),
 }
 
 impl Kernel {
-    fn new(spec: &ConvertSpec, elements: usize) -> Self {
-        let (read, affine) = if spec.is_affine() {
-            let map = Affine::new(spec, elements.min(BLOCK));
-            (cast_of(spec.from, DType::F32), Some((map, cast_of(DType::F32, spec.to))))
+    fn new(spec: &ConvertSpec) -> Self {
+        if !spec.is_affine() {
+            Kernel::Cast(cast_of(spec.from, spec.to))
+        } else if let Some(table) = Table::new(spec) {
+            Kernel::Table(table)
         } else {
-            (cast_of(spec.from, spec.to), None)
-        };
-        Self { from: spec.from.size(), read, affine }
+            let (read, write) = (cast_of(spec.from, DType::F32), cast_of(DType::F32, spec.to));
+            Kernel::Map { size: spec.from.size(), read, map: Map::new(spec), write }
+        }
     }
 
     /// Converts at most [`BLOCK`] elements, adjacent in the source, of which the first has the
     /// index `first` there.
     fn run(&self, first: usize, src: &[u8], dst: &mut [u8]) {
-        let Some((map, write)) = &self.affine else { return (self.read)(src, dst) };
-        let mut floats = [0f32; BLOCK];
-        let floats = &mut floats[..src.len() / self.from];
-        (self.read)(src, bytemuck::cast_slice_mut(floats));
-        map.apply(first, floats);
-        write(bytemuck::cast_slice(floats), dst);
+        match self {
+            Kernel::Cast(cast) => cast(src, dst),
+            Kernel::Map { size, read, map, write } => {
+                let mut floats = [0f32; BLOCK];
+                let floats = &mut floats[..src.len() / size];
+                read(src, bytemuck::cast_slice_mut(floats));
+                map.apply(first, floats);
+                write(bytemuck::cast_slice(floats), dst);
+            }
+            Kernel::Table(table) => match dst.len() / src.len().max(1) {
+                1 => table.look_up::<[u8; 1]>(first, src, dst),
+                2 => table.look_up::<[u8; 2]>(first, src, dst),
+                4 => table.look_up::<[u8; 4]>(first, src, dst),
+                _ => table.look_up::<[u8; 8]>(first, src, dst),
+            },
+        }
     }
 }
 
-/// `scale` and `bias`, ready for blocks.
-struct Affine {
-    channels: usize,
-    /// Elements with the same channel one after another.
+/// Which channel the source's elements are of.
+#[derive(Clone, Copy)]
+struct Channels {
+    count: usize,
+    /// Elements of the same channel one after another.
     run: usize,
-    /// Flushed, per channel. Where `run` is 1 they are repeated, so that whatever the channel of a
-    /// block's first element, the block's factors lie beside each other.
-    scale: Vec<f32>,
-    bias: Vec<f32>,
 }
 
-impl Affine {
-    /// For blocks of `block` elements at most.
-    fn new(spec: &ConvertSpec, block: usize) -> Self {
-        debug_assert_eq!(spec.scale.len() as u64, spec.channels, "a factor per channel");
-        debug_assert_eq!(spec.bias.len() as u64, spec.channels, "a summand per channel");
-        let channels = spec.scale.len();
+impl Channels {
+    fn new(spec: &ConvertSpec) -> Self {
         let run = match spec.source_order {
             ChannelOrder::Nhwc => 1,
             ChannelOrder::Nchw => length(spec.pixels.max(1)),
         };
-        let entries = if run == 1 { channels + block } else { channels };
-        let repeated =
+        Self { count: length(spec.channels), run }
+    }
+
+    /// The channel of the element with this index.
+    fn of(self, index: usize) -> usize {
+        index / self.run % self.count
+    }
+
+    /// Calls `each` for the runs among `len` elements of which the first has the index `first`:
+    /// with the channel, and where the run is, counted from `first`.
+    fn runs(self, first: usize, len: usize, mut each: impl FnMut(usize, Range<usize>)) {
+        let (mut channel, mut start, mut run) = (self.of(first), 0, self.run - first % self.run);
+        while start < len {
+            let end = len.min(start + run);
+            each(channel, start..end);
+            (channel, start, run) = ((channel + 1) % self.count, end, self.run);
+        }
+    }
+}
+
+/// `scale` and `bias`, ready for blocks.
+struct Map {
+    channels: Channels,
+    /// Flushed, per channel. Where runs are of one element they are repeated, so that whatever the
+    /// channel of a block's first element, the block's factors lie beside each other.
+    scale: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl Map {
+    fn new(spec: &ConvertSpec) -> Self {
+        debug_assert_eq!(spec.scale.len() as u64, spec.channels, "a factor per channel");
+        debug_assert_eq!(spec.bias.len() as u64, spec.channels, "a summand per channel");
+        let channels = Channels::new(spec);
+        let block = length(spec.elements).min(BLOCK);
+        let entries = channels.count + if channels.run == 1 { block } else { 0 };
+        let ready =
             |factors: &[f32]| factors.iter().copied().map(flush).cycle().take(entries).collect();
-        Self { channels, run, scale: repeated(&spec.scale), bias: repeated(&spec.bias) }
+        Self { channels, scale: ready(&spec.scale), bias: ready(&spec.bias) }
     }
 
     /// Maps the floats in place; `first` is the index of the first of them in the source.
     fn apply(&self, first: usize, floats: &mut [f32]) {
-        let channel = first / self.run % self.channels;
-        if self.run == 1 {
+        if self.channels.run == 1 {
+            let channel = self.channels.of(first);
             let factors = self.scale[channel..].iter().zip(&self.bias[channel..]);
             for (x, (scale, bias)) in floats.iter_mut().zip(factors) {
                 *x = affine(*x, *scale, *bias);
             }
-            return;
+        } else {
+            self.channels.runs(first, floats.len(), |channel, run| {
+                let (scale, bias) = (self.scale[channel], self.bias[channel]);
+                floats[run].iter_mut().for_each(|x| *x = affine(*x, scale, bias));
+            });
         }
-        let factors = self.scale.iter().zip(&self.bias).cycle().skip(channel);
-        let mut rest = floats;
-        let mut run = self.run - first % self.run;
-        for (scale, bias) in factors {
-            let (now, later) = rest.split_at_mut(run.min(rest.len()));
-            now.iter_mut().for_each(|x| *x = affine(*x, *scale, *bias));
-            if later.is_empty() {
-                return;
+    }
+}
+
+/// For a source of bytes: what becomes of each of the 256, per channel.
+struct Table {
+    channels: Channels,
+    /// Elements of the target.
+    entries: Vec<u8>,
+}
+
+impl Table {
+    /// None where it isn't worth it: it is to stay in the first-level cache, and making it is to be
+    /// the lesser part of the work.
+    fn new(spec: &ConvertSpec) -> Option<Self> {
+        let entries = 256 * length(spec.channels);
+        if spec.from.size() > 1
+            || entries * spec.to.size() > 16 << 10
+            || length(spec.elements) < 2 * entries
+        {
+            return None;
+        }
+        // Made by the definition, of an image whose channels have each byte once. (It is small, so
+        // that this doesn't make another table.)
+        let mut image = spec.clone();
+        (image.elements, image.pixels) = (entries as u64, 256);
+        (image.source_order, image.target_order) = (ChannelOrder::Nchw, ChannelOrder::Nchw);
+        let bytes: Vec<u8> = (0..=u8::MAX).cycle().take(entries).collect();
+        let mut table = vec![0; entries * spec.to.size()];
+        convert(&bytes, &mut table, &image);
+        Some(Self { channels: Channels::new(spec), entries: table })
+    }
+
+    /// As [`Kernel::run`]; `T` is as large as an element of the target.
+    fn look_up<T: bytemuck::Pod>(&self, first: usize, src: &[u8], dst: &mut [u8]) {
+        let dst: &mut [T] = bytemuck::cast_slice_mut(dst);
+        let tables: &[[T; 256]] = bytemuck::cast_slice::<u8, T>(&self.entries).as_chunks().0;
+        let count = self.channels.count;
+        if self.channels.run == 1 {
+            let channel = self.channels.of(first);
+            let table = |i: usize| &tables[(channel + i) % count];
+            for i in 0..count {
+                let table = table(i);
+                for (to, bytes) in dst.chunks_exact_mut(count).zip(src.chunks_exact(count)) {
+                    to[i] = table[usize::from(bytes[i])];
+                }
             }
-            (rest, run) = (later, self.run);
+            let whole = src.len() / count * count;
+            for (i, (to, byte)) in dst[whole..].iter_mut().zip(&src[whole..]).enumerate() {
+                *to = table(i)[usize::from(*byte)];
+            }
+        } else {
+            self.channels.runs(first, src.len(), |channel, run| {
+                for (to, byte) in dst[run.clone()].iter_mut().zip(&src[run]) {
+                    *to = tables[channel][usize::from(*byte)];
+                }
+            });
         }
     }
 }
@@ -249,7 +327,9 @@ fn affine(x: f32, scale: f32, bias: f32) -> f32 {
 /// A zero of the same sign for a subnormal number; all others, also NaN, as they are.
 #[inline(always)]
 fn flush(x: f32) -> f32 {
-    if x.abs() < f32::MIN_POSITIVE { 0f32.copysign(x) } else { x }
+    let bits = x.to_bits();
+    let keep = if bits & 0x7f80_0000 == 0 { 0x8000_0000 } else { u32::MAX };
+    f32::from_bits(bits & keep)
 }
 
 /// Converts elements, as many as there are, without map and change of layout.

@@ -224,8 +224,13 @@ fn hard(from: DType) -> Vec<u64> {
     if let Some((ebits, mbits)) = format(from) {
         let sign = 1u64 << (ebits + mbits);
         // Every exponent, with significands at which the narrower types have numbers and ties.
+        let middle = 1u64 << (ebits - 1);
         for exponent in 0..1u64 << ebits {
-            for kept in [0, 7, 8, 10, 11, 22, 23, 24, 31, 32] {
+            // Far out only f64 has numbers, and it is enough to look at some.
+            if exponent.abs_diff(middle) > 160 && exponent % 32 > 0 && exponent != 2 * middle - 1 {
+                continue;
+            }
+            for kept in [0, 7, 8, 10, 11, 23, 24, 31, 32] {
                 let Some(last) = mbits.checked_sub(kept) else { continue };
                 let end = 1u64 << kept;
                 for fraction in [0, 1, 2, 3, end.saturating_sub(2), end - 1, end >> 1] {
@@ -349,7 +354,7 @@ fn known_results() {
 #[test]
 #[ignore = "takes minutes; run with --release"]
 fn every_f32() {
-    for to in DType::ALL {
+    for to in [DType::F16, DType::BF16, DType::I16] {
         for top in 0..1u64 << 12 {
             let bits: Vec<u64> = (0..1u64 << 20).map(|low| top << 20 | low).collect();
             check_plain(DType::F32, to, &bits);
@@ -413,6 +418,8 @@ fn layouts_and_channels() {
         (3, 49, 3),
         (3, 5000, 1),
         (2, 1025, 1),
+        (16, 600, 2),
+        (64, 900, 1),
         (1500, 2, 2),
         (2, 513, 2),
         (33, 31, 3),
@@ -430,6 +437,8 @@ fn layouts_and_channels() {
                 (DType::F64, DType::F64),
                 (DType::BF16, DType::BF16),
                 (DType::U8, DType::I8),
+                (DType::I8, DType::F16),
+                (DType::Bool, DType::F64),
                 (DType::I16, DType::I64),
             ] {
                 for affine in [false, true] {

@@ -1,0 +1,325 @@
+//! Pipelines, made when first needed, and their dispatches.
+
+use std::collections::HashMap;
+
+use super::convert::{HEADER, Run, Variant};
+use super::padded;
+use super::record::Place;
+use crate::DType;
+
+/// Threads of a workgroup, as in the `.wgsl` files.
+const GROUP: u32 = 256;
+
+/// Parameter buffers kept: a loader in its steady state needs as many as it has output buffers.
+const PARAMETERS: usize = 256;
+
+/// Words of parameters kept.
+const PARAMETER_WORDS: usize = 4 << 20;
+
+/// What kernels need on a device. All of it can be dropped at any time and is then made anew.
+#[derive(Debug, Default)]
+pub(super) struct Kernels {
+    fill: Option<Kernel>,
+    convert: HashMap<(Variant, Sharing), Kernel>,
+    sources: HashMap<Sharing, wgpu::ShaderModule>,
+    /// Buffers by what they hold; never written again, so any number of flights may read one.
+    parameters: HashMap<Vec<u32>, wgpu::Buffer>,
+    detour: Option<wgpu::Buffer>,
+}
+
+/// Whether source and target are in one buffer. wgpu takes a buffer in one use at a time, so then
+/// both bindings are declared for writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Sharing {
+    Apart,
+    OneBuffer,
+}
+
+#[derive(Debug, Clone)]
+struct Kernel {
+    pipeline: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+}
+
+/// A part of a buffer as a kernel sees it: bound from the last aligned offset before its start.
+struct Window<'a> {
+    binding: wgpu::BufferBinding<'a>,
+    /// Word of the binding that the part starts at.
+    word: u32,
+}
+
+impl<'a> Window<'a> {
+    /// `start` is a multiple of 4.
+    fn new(device: &wgpu::Device, place: Place<'a>, start: u64, len: u64) -> Self {
+        let alignment = u64::from(device.limits().min_storage_buffer_offset_alignment);
+        let start = place.offset + start;
+        let bound = start / alignment * alignment;
+        let binding = wgpu::BufferBinding {
+            buffer: place.buffer,
+            offset: bound,
+            size: wgpu::BufferSize::new(start - bound + padded(len)),
+        };
+        Self {
+            binding,
+            word: narrow((start - bound) / 4),
+        }
+    }
+}
+
+impl Kernels {
+    /// A buffer to copy through.
+    pub(super) fn detour(&mut self, device: &wgpu::Device, size: u64) -> &wgpu::Buffer {
+        self.detour.get_or_insert_with(|| {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("batchline detour"),
+                size,
+                usage: wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        })
+    }
+
+    /// Writes the pattern all over `dst`.
+    pub(super) fn fill(
+        &mut self,
+        device: &wgpu::Device,
+        encoder: &mut wgpu::CommandEncoder,
+        dst: Place<'_>,
+        pattern: [u8; 8],
+    ) {
+        let [a, b, c, d, e, f, g, h] = pattern;
+        let (low, high) = (
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+        );
+        let kernel = self.fill.get_or_insert_with(|| fill_kernel(device)).clone();
+        let limits = device.limits();
+        let slack = u64::from(limits.min_storage_buffer_offset_alignment);
+        let most = limits
+            .max_storage_buffer_binding_size
+            .min(1 << 31)
+            .saturating_sub(slack);
+        // A chunk starts with the pattern.
+        let most = (most / 8 * 8).max(8);
+        let mut start = 0;
+        while start < dst.size {
+            let len = most.min(dst.size - start);
+            let window = Window::new(device, dst, start, len);
+            let words = narrow(len / 4);
+            let parameters = self.parameters(device, vec![words, window.word, low, high]);
+            dispatch(device, encoder, &kernel, words, &parameters, None, window);
+            start += len;
+        }
+    }
+
+    /// Runs a planned conversion.
+    pub(super) fn convert(
+        &mut self,
+        device: &wgpu::Device,
+        encoder: &mut wgpu::CommandEncoder,
+        src: Place<'_>,
+        dst: Place<'_>,
+        run: &Run,
+    ) {
+        let sharing = if src.buffer == dst.buffer {
+            Sharing::OneBuffer
+        } else {
+            Sharing::Apart
+        };
+        let kernel = self.convert_kernel(device, run.variant, sharing);
+        let (from, to) = (run.variant.from.size() as u64, run.variant.to.size() as u64);
+        for chunk in &run.chunks {
+            let elements = u64::from(chunk.elements);
+            let src = Window::new(device, src, chunk.first * from, elements * from);
+            let dst = Window::new(device, dst, chunk.first * to, elements * to);
+            let threads = narrow((elements * to.min(4)).div_ceil(4));
+            let header = [
+                chunk.elements,
+                threads,
+                src.word,
+                dst.word,
+                run.channels,
+                run.pixels,
+                chunk.place,
+                0,
+            ];
+            debug_assert_eq!(header.len() as u64, HEADER);
+            let parameters = header
+                .into_iter()
+                .chain(run.factors.iter().copied())
+                .collect();
+            let parameters = self.parameters(device, parameters);
+            dispatch(
+                device,
+                encoder,
+                &kernel,
+                threads,
+                &parameters,
+                Some(src),
+                dst,
+            );
+        }
+    }
+
+    fn convert_kernel(
+        &mut self,
+        device: &wgpu::Device,
+        variant: Variant,
+        sharing: Sharing,
+    ) -> Kernel {
+        let source = self.sources.entry(sharing).or_insert_with(|| {
+            let access = match sharing {
+                Sharing::Apart => "read",
+                Sharing::OneBuffer => "read_write",
+            };
+            let text = include_str!("convert.wgsl").replace("SOURCE_ACCESS", access);
+            device.create_shader_module(wgpu::ShaderModuleDescriptor {
+                label: Some("batchline convert"),
+                source: wgpu::ShaderSource::Wgsl(text.into()),
+            })
+        });
+        let kernel = self.convert.entry((variant, sharing)).or_insert_with(|| {
+            let constants = [
+                ("FROM", number(variant.from)),
+                ("TO", number(variant.to)),
+                ("AFFINE", f64::from(u8::from(variant.affine))),
+                ("RELAYOUT", f64::from(u8::from(variant.relayout))),
+                ("SOURCE_NCHW", f64::from(u8::from(variant.source_nchw))),
+            ];
+            let bindings = [
+                storage(0, true),
+                storage(1, sharing == Sharing::Apart),
+                storage(2, false),
+            ];
+            kernel(device, "batchline convert", source, &bindings, &constants)
+        });
+        kernel.clone()
+    }
+
+    fn parameters(&mut self, device: &wgpu::Device, words: Vec<u32>) -> wgpu::Buffer {
+        if let Some(buffer) = self.parameters.get(&words) {
+            return buffer.clone();
+        }
+        let held: usize = self.parameters.keys().map(Vec::len).sum();
+        if self.parameters.len() >= PARAMETERS || held + words.len() > PARAMETER_WORDS {
+            // Flights keep the ones that they use.
+            self.parameters.clear();
+        }
+        let bytes: &[u8] = bytemuck::cast_slice(&words);
+        let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("batchline parameters"),
+            size: bytes.len() as u64,
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: true,
+        });
+        // A device that is lost maps nothing; the submission will say so.
+        if let Ok(mut view) = buffer.slice(..).get_mapped_range_mut() {
+            view.copy_from_slice(bytes);
+        }
+        buffer.unmap();
+        self.parameters.insert(words, buffer.clone());
+        buffer
+    }
+}
+
+fn fill_kernel(device: &wgpu::Device) -> Kernel {
+    let module = device.create_shader_module(wgpu::include_wgsl!("fill.wgsl"));
+    kernel(
+        device,
+        "batchline fill",
+        &module,
+        &[storage(0, true), storage(2, false)],
+        &[],
+    )
+}
+
+fn kernel(
+    device: &wgpu::Device,
+    label: &'static str,
+    module: &wgpu::ShaderModule,
+    bindings: &[wgpu::BindGroupLayoutEntry],
+    constants: &[(&str, f64)],
+) -> Kernel {
+    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: Some(label),
+        entries: bindings,
+    });
+    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some(label),
+        bind_group_layouts: &[Some(&layout)],
+        immediate_size: 0,
+    });
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some(label),
+        layout: Some(&pipeline_layout),
+        module,
+        entry_point: Some("main"),
+        compilation_options: wgpu::PipelineCompilationOptions {
+            constants,
+            ..Default::default()
+        },
+        cache: None,
+    });
+    Kernel { pipeline, layout }
+}
+
+fn storage(binding: u32, read_only: bool) -> wgpu::BindGroupLayoutEntry {
+    wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer {
+            ty: wgpu::BufferBindingType::Storage { read_only },
+            has_dynamic_offset: false,
+            min_binding_size: None,
+        },
+        count: None,
+    }
+}
+
+fn dispatch(
+    device: &wgpu::Device,
+    encoder: &mut wgpu::CommandEncoder,
+    kernel: &Kernel,
+    threads: u32,
+    parameters: &wgpu::Buffer,
+    src: Option<Window<'_>>,
+    dst: Window<'_>,
+) {
+    let mut entries = vec![wgpu::BindGroupEntry {
+        binding: 0,
+        resource: parameters.as_entire_binding(),
+    }];
+    for (binding, window) in (1..).zip([src, Some(dst)]) {
+        if let Some(window) = window {
+            let resource = wgpu::BindingResource::Buffer(window.binding);
+            entries.push(wgpu::BindGroupEntry { binding, resource });
+        }
+    }
+    let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: None,
+        layout: &kernel.layout,
+        entries: &entries,
+    });
+    let groups = threads.div_ceil(GROUP);
+    let width = groups
+        .min(device.limits().max_compute_workgroups_per_dimension)
+        .max(1);
+    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+    pass.set_pipeline(&kernel.pipeline);
+    pass.set_bind_group(0, &group, &[]);
+    pass.dispatch_workgroups(width, groups.div_ceil(width), 1);
+}
+
+/// The number that the kernel knows a type by.
+fn number(dtype: DType) -> f64 {
+    let place = DType::ALL.iter().position(|known| *known == dtype);
+    place.map_or(f64::NAN, |place| place as f64)
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "the plan keeps bindings below 2^31 bytes"
+)]
+fn narrow(number: u64) -> u32 {
+    number as u32
+}

@@ -1,0 +1,165 @@
+//! The memory of a running pipeline: slots to fill, outputs to deliver. All of it is allocated at
+//! the start and handed around from then on.
+
+use std::sync::Arc;
+
+use super::config::AsyncDataLoaderConfig;
+use super::slot::Slot;
+use crate::command::{CommandBufferPool, Conversion};
+use crate::memory::{DeviceLease, Patience, Pool};
+use crate::source::{BatchLayout, SampleSpec};
+use crate::staging::StagingBufferPool;
+use crate::{DType, Error, MemoryManager, Result};
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct Buffers {
+    pub(crate) spec: Arc<SampleSpec>,
+    /// The layout of a slot.
+    pub(crate) layout: Arc<BatchLayout>,
+    slots: Slots,
+    /// Where batches land that are converted from there; on a device with memory of its own.
+    pub(crate) raws: Option<Pool<DeviceLease>>,
+    /// What batches are delivered in; `None` where the slot itself is the batch.
+    pub(crate) outputs: Option<Pool<DeviceLease>>,
+    pub(crate) output_layout: BatchLayout,
+    pub(crate) convert: Option<(DType, Conversion)>,
+    pub(crate) commands: CommandBufferPool,
+}
+
+#[derive(Debug)]
+enum Slots {
+    Staging(StagingBufferPool),
+    Unified(Pool<DeviceLease>),
+}
+
+impl Buffers {
+    /// Allocates for samples of this kind, as much as the settings ask for and the limits allow,
+    /// but at least one of each.
+    ///
+    /// # Errors
+    /// Not even that fits, or the conversion does not suit the samples.
+    pub(crate) fn allocate(spec: &SampleSpec, config: &AsyncDataLoaderConfig) -> Result<Self> {
+        let memory = &config.memory;
+        let layout = BatchLayout::new(spec, config.batch_size)?;
+        let mut tensors: Vec<_> =
+            spec.tensors().iter().map(|tensor| (tensor.dtype, tensor.shape)).collect();
+        // Batches have one dimension more than samples; one that can't be shaped is refused here.
+        for (_, shape) in &tensors {
+            shape.batched(config.batch_size)?;
+        }
+        if let Some((dtype, conversion)) = &config.convert {
+            let (from, shape) = tensors[0];
+            conversion.spec_for(from, *dtype, shape.batched(1)?)?;
+            tensors[0] = (*dtype, conversion.shape(shape)?);
+        }
+        let output_layout = BatchLayout::of(tensors.into_iter(), config.batch_size)?;
+
+        let unified = memory.device().info().unified;
+        let (ahead, delivered) = (config.prefetch_depth, config.prefetch_depth + config.max_held);
+        let stock = |what, bytes, most| stock(memory, what, bytes, most);
+        let (slots, raws, outputs) = match (unified, config.convert.is_some()) {
+            (true, false) => {
+                (Slots::Unified(stock("slots", layout.bytes, delivered)?), None, None)
+            }
+            (true, true) => {
+                let slots = stock("slots", layout.bytes, ahead.min(2))?;
+                let outputs = stock("outputs", output_layout.bytes, delivered)?;
+                (Slots::Unified(slots), None, Some(outputs))
+            }
+            (false, convert) => {
+                let fitting = memory.fitting_staging(layout.bytes)?;
+                let ahead = ahead.min(usize::try_from(fitting).unwrap_or(usize::MAX));
+                let slots = StagingBufferPool::with_buffer_size(memory, ahead, layout.bytes)?;
+                slots.fill()?;
+                let raws = convert.then(|| stock("raw batches", layout.bytes, 2)).transpose()?;
+                let outputs = stock("outputs", output_layout.bytes, delivered)?;
+                (Slots::Staging(slots), raws, Some(outputs))
+            }
+        };
+        Ok(Self {
+            spec: Arc::new(spec.clone()),
+            layout: Arc::new(layout),
+            slots,
+            raws,
+            outputs,
+            output_layout,
+            convert: config.convert.clone(),
+            commands: CommandBufferPool::new(memory, delivered)?,
+        })
+    }
+
+    /// A free slot; waits for one.
+    ///
+    /// # Errors
+    /// The pipeline is stopped, or the device lost.
+    pub(crate) fn slot(&self) -> Result<Slot> {
+        match &self.slots {
+            Slots::Staging(pool) => pool.get_buffer().map(Slot::Staging),
+            Slots::Unified(pool) => {
+                let lease = pool.acquire(Patience::Forever, no_more)?;
+                // Work that the consumer enqueued on the memory may still be on its way.
+                let pending: Vec<_> = lease.usage.lock().before_write().collect();
+                pending.into_iter().try_for_each(|fence| lease.wait(fence))?;
+                Ok(Slot::Unified(lease))
+            }
+        }
+    }
+
+    /// The slots, and the bytes of each.
+    pub(crate) fn slot_counts(&self) -> (usize, u64) {
+        let slots = match &self.slots {
+            Slots::Staging(pool) => pool.stats().max,
+            Slots::Unified(pool) => pool.counts().max,
+        };
+        (slots, self.layout.bytes)
+    }
+
+    /// The outputs that there are.
+    pub(crate) fn output_count(&self) -> usize {
+        match (&self.outputs, &self.slots) {
+            (Some(outputs), _) | (None, Slots::Unified(outputs)) => outputs.counts().max,
+            (None, Slots::Staging(_)) => unreachable!("staging slots always have outputs"),
+        }
+    }
+
+    /// Ends every wait for memory. What is lent goes back to the memory manager when it is done.
+    pub(crate) fn close(&self, error: &Error) {
+        match &self.slots {
+            Slots::Staging(pool) => pool.close(error.clone()),
+            Slots::Unified(pool) => pool.close(error.clone()),
+        }
+        for pool in self.raws.iter().chain(&self.outputs) {
+            pool.close(error.clone());
+        }
+    }
+
+    /// Waits until no transfer is on its way.
+    pub(crate) fn wait_landed(&self) {
+        self.commands.cleanup();
+    }
+}
+
+/// As many blocks as are asked for and fit, but at least one.
+fn stock(
+    memory: &MemoryManager,
+    what: &'static str,
+    bytes: u64,
+    most: usize,
+) -> Result<Pool<DeviceLease>> {
+    let mut blocks = vec![memory.block(bytes, Patience::None)?];
+    while blocks.len() < most {
+        match memory.block(bytes, Patience::None) {
+            Ok(block) => blocks.push(block),
+            Err(Error::LimitReached { .. }) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Pool::stocked(what, blocks))
+}
+
+/// What a stocked pool makes new: nothing. It comes to that only when a block was given up, on a
+/// device that is lost.
+pub(super) fn no_more() -> Result<DeviceLease> {
+    Err(Error::Closed { what: "pool of a lost device" })
+}

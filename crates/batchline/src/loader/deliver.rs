@@ -1,0 +1,169 @@
+//! The last queue: batches in order, then how the stream ends. It is bounded by the outputs.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Waker;
+use std::time::Instant;
+
+use super::ticket::Place;
+use crate::command::Submission;
+use crate::memory::{Held, Patience, Storage};
+use crate::sync::{Condvar, Mutex};
+use crate::{Error, GpuBatch, Skipped};
+
+/// A batch that was submitted, in front of the consumer.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) batch: GpuBatch,
+    /// The memory of all its tensors.
+    pub(crate) storage: Arc<Storage>,
+    /// The transfer, where there is one; it may still be on its way.
+    pub(crate) submission: Option<Submission>,
+    pub(crate) place: Place,
+    /// What was left out of it.
+    pub(crate) skipped: Vec<Skipped>,
+}
+
+/// How a stream is over.
+#[derive(Debug, Clone)]
+pub(crate) enum Ending {
+    /// Everything was delivered.
+    End,
+    /// It failed; every later call says so again.
+    Failed(Error),
+}
+
+/// What [`Deliver::take`] finds.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    Ready(Box<Ready>),
+    NotYet,
+    Over(Ending),
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct Deliver {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Outputs that the consumer holds.
+    held: Arc<AtomicUsize>,
+    /// Outputs that there are.
+    outputs: AtomicUsize,
+    max_held: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    ready: VecDeque<Ready>,
+    ending: Option<Ending>,
+    wakers: Vec<Waker>,
+}
+
+impl Deliver {
+    pub(crate) fn new(outputs: usize, max_held: usize) -> Self {
+        Self {
+            state: Mutex::new(State {
+                ready: VecDeque::with_capacity(outputs.min(1024)),
+                ending: None,
+                wakers: Vec::new(),
+            }),
+            changed: Condvar::new(),
+            held: Arc::new(AtomicUsize::new(0)),
+            outputs: AtomicUsize::new(outputs),
+            max_held,
+        }
+    }
+
+    /// Says how many outputs there really are, once memory was found for them.
+    pub(crate) fn set_outputs(&self, outputs: usize) {
+        self.outputs.store(outputs, Ordering::Release);
+    }
+
+    /// Batches that wait for the consumer.
+    pub(crate) fn queued(&self) -> usize {
+        self.state.lock().ready.len()
+    }
+
+    /// Adds the next batch. It is dropped where the stream is over already.
+    pub(crate) fn push(&self, ready: Ready) {
+        let mut state = self.state.lock();
+        if state.ending.is_none() {
+            state.ready.push_back(ready);
+        }
+        self.wake(state);
+    }
+
+    /// Ends the stream, behind the batches that are there. The first ending counts.
+    pub(crate) fn end(&self, ending: Ending) {
+        let mut state = self.state.lock();
+        state.ending.get_or_insert(ending);
+        self.wake(state);
+    }
+
+    /// Ends the stream at once: the batches that nobody took are dropped.
+    pub(crate) fn abandon(&self, ending: Ending) {
+        let mut state = self.state.lock();
+        let dropped = std::mem::take(&mut state.ready);
+        state.ending.get_or_insert(ending);
+        self.wake(state);
+        drop(dropped);
+    }
+
+    fn wake(&self, mut state: crate::sync::MutexGuard<'_, State>) {
+        let wakers = std::mem::take(&mut state.wakers);
+        drop(state);
+        self.changed.notify_all();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// The next batch, waiting for it as long as `patience` lasts. `waker` is woken when it is
+    /// worth asking again.
+    ///
+    /// # Errors
+    /// [`Error::TooManyHeld`]: the consumer holds every output, so none can come.
+    pub(crate) fn take(
+        &self,
+        patience: Patience,
+        waker: Option<&Waker>,
+        note: impl FnOnce(&Ready),
+    ) -> Result<Taken, Error> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(ready) = state.ready.pop_front() {
+                // Under the lock, so that what is noted is in order for several consumers too.
+                note(&ready);
+                return Ok(Taken::Ready(Box::new(ready)));
+            }
+            if let Some(ending) = &state.ending {
+                return Ok(Taken::Over(ending.clone()));
+            }
+            let held = self.held.load(Ordering::Acquire);
+            if held >= self.outputs.load(Ordering::Acquire) {
+                return Err(Error::TooManyHeld { held, max_held: self.max_held });
+            }
+            if let Some(waker) = waker
+                && !state.wakers.iter().any(|known| known.will_wake(waker))
+            {
+                state.wakers.push(waker.clone());
+            }
+            state = match patience {
+                Patience::None => return Ok(Taken::NotYet),
+                Patience::Forever => self.changed.wait(state),
+                Patience::Until(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Ok(Taken::NotYet);
+                    }
+                    self.changed.wait_timeout(state, left)
+                }
+            };
+        }
+    }
+
+    /// Counts one more output as held.
+    pub(crate) fn hold(&self) -> Held {
+        Held::new(&self.held)
+    }
+}

@@ -1,0 +1,310 @@
+//! The loader: reads samples with several threads, packs them into batches, moves them to the
+//! device, and hands them out in order. `README.md` beside this file tells the protocol.
+
+mod buffers;
+mod config;
+mod deliver;
+mod feed;
+mod iterate;
+mod pipeline;
+mod slot;
+mod stop;
+mod submitter;
+mod ticket;
+mod worker;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+pub use config::{AsyncDataLoaderConfig, ConfigBuilder, ErrorPolicy};
+pub use iterate::Batches;
+#[cfg(feature = "async")]
+pub use iterate::BatchStream;
+
+use feed::Feed;
+use pipeline::Pipeline;
+
+use crate::memory::Patience;
+use crate::source::{DataSource, Dataset};
+use crate::stats::{AsyncDataLoaderStats, Stages};
+use crate::sync::Mutex;
+use crate::{Error, GpuBatch, LoaderState, MemoryManager, Result};
+
+/// What there was when the consumer asked.
+#[derive(Debug)]
+pub enum Delivery {
+    /// The next batch.
+    Ready(GpuBatch),
+    /// Nothing yet; more will come.
+    NotYet,
+    /// Nothing any more: everything was delivered.
+    End,
+}
+
+/// Loads batches onto a device in the background.
+///
+/// Batches come in order, each once, with the same bytes for any number of workers. An error comes
+/// behind the batches before it, and again at every later call. Dropping the loader stops it.
+///
+/// ```
+/// use batchline::{AsyncDataLoader, AsyncDataLoaderConfig, Device, HostTensor, InMemory};
+/// let images = HostTensor::new(vec![0u8; 100 * 784], &[100, 784])?;
+/// let labels = HostTensor::new((0..100i64).collect(), &[100])?;
+/// let dataset = InMemory::new(images)?.labels(labels)?;
+///
+/// let config = AsyncDataLoaderConfig::builder()
+///     .batch_size(32)
+///     .shuffle(true)
+///     .device(Device::host())
+///     .build()?;
+/// let loader = AsyncDataLoader::new(dataset, config)?;
+/// loader.start()?;
+/// let mut samples = 0;
+/// for batch in &loader {
+///     samples += batch?.len();
+/// }
+/// assert_eq!(samples, 100);
+/// # Ok::<(), batchline::Error>(())
+/// ```
+pub struct AsyncDataLoader {
+    config: Arc<AsyncDataLoaderConfig>,
+    feed: Arc<Feed>,
+    fingerprint: u64,
+    life: Mutex<Life>,
+}
+
+/// Which generation runs.
+#[derive(Debug, Default)]
+struct Life {
+    generation: u64,
+    /// The newest generation, running, over, or stopped.
+    current: Option<Arc<Pipeline>>,
+    started: bool,
+}
+
+impl AsyncDataLoader {
+    /// A loader of a data set. It does nothing until [`start`](Self::start).
+    ///
+    /// # Errors
+    /// [`Error::Config`]: no samples, or too few for one batch with `drop_last`;
+    /// [`Error::State`]: the state to resume from belongs to another stream.
+    pub fn new(dataset: impl Dataset + 'static, config: AsyncDataLoaderConfig) -> Result<Self> {
+        let feed = Feed::dataset(Arc::new(dataset), &config)?;
+        Self::of(feed, config)
+    }
+
+    /// A loader of a source that yields batches one after another.
+    ///
+    /// # Errors
+    /// [`Error::Config`]: a setting that needs random access; [`Error::State`] as for
+    /// [`new`](Self::new).
+    pub fn from_source(
+        source: impl DataSource + 'static,
+        config: AsyncDataLoaderConfig,
+    ) -> Result<Self> {
+        let feed = Feed::source(Box::new(source), &config)?;
+        Self::of(feed, config)
+    }
+
+    fn of(feed: Feed, config: AsyncDataLoaderConfig) -> Result<Self> {
+        let fingerprint = feed.fingerprint();
+        if let Some(state) = &config.resume {
+            feed.check(state, fingerprint, &config)?;
+        }
+        let (config, feed) = (Arc::new(config), Arc::new(feed));
+        Ok(Self { config, feed, fingerprint, life: Mutex::new(Life::default()) })
+    }
+
+    /// Allocates the buffers, starts the threads, and begins to read. After a
+    /// [`stop`](Self::stop) it begins anew, where the settings say: at the beginning, or at the
+    /// state to resume from. Each start is a new generation.
+    ///
+    /// # Errors
+    /// [`Error::Lifecycle`]: it is started already, or a pull source has not returned from a call
+    /// since it was stopped; the buffers can't be allocated; the device is lost.
+    pub fn start(&self) -> Result<()> {
+        let mut life = self.life.lock();
+        if life.started {
+            let remedy = "call `stop` before you start it again";
+            return Err(Error::Lifecycle { state: "started already", remedy });
+        }
+        if let Some(old) = &life.current
+            && matches!(*self.feed, Feed::Source(_))
+            && old.is_alive()
+        {
+            let remedy = "the source has not returned from a call; wait for it";
+            return Err(Error::Lifecycle { state: "still stopping", remedy });
+        }
+        let generation = life.generation + 1;
+        let (config, feed) = (Arc::clone(&self.config), Arc::clone(&self.feed));
+        life.current = Some(Pipeline::start(config, feed, generation)?);
+        (life.generation, life.started) = (generation, true);
+        Ok(())
+    }
+
+    /// Ends the generation: threads leave and are joined, batches that nobody took are dropped.
+    /// Batches that the consumer holds stay good. Stopping twice is no error.
+    ///
+    /// It takes as long as the longest call of the source that is under way.
+    ///
+    /// # Errors
+    /// [`Error::Detached`]: a source did not return within `stop_timeout`. Everything else is
+    /// stopped all the same.
+    pub fn stop(&self) -> Result<()> {
+        let mut life = self.life.lock();
+        life.started = false;
+        life.current.as_ref().map_or(Ok(()), |pipeline| pipeline.stop())
+    }
+
+    /// The next batch; waits for it. `None` when everything was delivered.
+    ///
+    /// # Errors
+    /// What ended the stream, once the batches before it were delivered, and again at every later
+    /// call; [`Error::TooManyHeld`], which does not end it; [`Error::Lifecycle`] before `start` and
+    /// after `stop`.
+    pub fn get_batch(&self) -> Result<Option<GpuBatch>> {
+        match self.pipeline()?.next(Patience::Forever, None)? {
+            Delivery::Ready(batch) => Ok(Some(batch)),
+            Delivery::End => Ok(None),
+            Delivery::NotYet => unreachable!("it waited for ever"),
+        }
+    }
+
+    /// The next batch; waits for at most `timeout`, then says [`Delivery::NotYet`].
+    ///
+    /// # Errors
+    /// As [`get_batch`](Self::get_batch).
+    pub fn get_batch_timeout(&self, timeout: Duration) -> Result<Delivery> {
+        self.pipeline()?.next(Patience::Until(Instant::now() + timeout), None)
+    }
+
+    /// The next batch, if there is one at this moment.
+    ///
+    /// # Errors
+    /// As [`get_batch`](Self::get_batch).
+    pub fn try_get_batch(&self) -> Result<Delivery> {
+        self.pipeline()?.next(Patience::None, None)
+    }
+
+    /// An iterator over the batches from here on. It ends after the last one, or after an error.
+    pub fn batches(&self) -> Batches<'_> {
+        Batches::new(self)
+    }
+
+    /// A stream of the batches from here on, for an async runtime of your choice. It wakes its task
+    /// without polling. It ends after the last batch, or after an error.
+    #[cfg(feature = "async")]
+    pub fn stream(&self) -> BatchStream<'_> {
+        BatchStream::new(self)
+    }
+
+    /// Batches of an epoch, the same for all ranks; `None` for a source that does not know.
+    pub fn batches_per_epoch(&self) -> Option<u64> {
+        match &*self.feed {
+            Feed::Dataset { cut, .. } => Some(cut.batches()),
+            Feed::Source(_) => None,
+        }
+    }
+
+    /// The state after the last batch that was delivered. Before the first start it is where the
+    /// stream will begin.
+    pub fn state(&self) -> LoaderState {
+        let (epoch, position, skipped) = match (self.life.lock().current.as_ref(), &self.config.resume)
+        {
+            (Some(pipeline), _) => {
+                let cursor = pipeline.cursor();
+                (cursor.epoch, cursor.position, cursor.skipped)
+            }
+            (None, Some(state)) => (state.epoch, state.position, state.skipped.clone()),
+            (None, None) => (0, 0, Vec::new()),
+        };
+        LoaderState {
+            version: LoaderState::VERSION,
+            seed: self.config.seed,
+            epoch,
+            position,
+            global_batch: self.config.batch_size * self.config.shard.world_size,
+            skipped,
+            fingerprint: self.fingerprint,
+            order: self.feed.order(),
+        }
+    }
+
+    /// What the newest generation has done, and where the time went.
+    pub fn stats(&self) -> AsyncDataLoaderStats {
+        let life = self.life.lock();
+        let memory = self.config.memory.stats();
+        let mut stats = AsyncDataLoaderStats {
+            is_running: false,
+            generation: life.generation,
+            workers: self.config.workers,
+            queued_batches: 0,
+            queue_capacity: 0,
+            batches_produced: 0,
+            batches_delivered: 0,
+            samples_delivered: 0,
+            bytes_delivered: 0,
+            bytes_transferred: 0,
+            skipped: 0,
+            retries: 0,
+            slots: 0,
+            slot_bytes: 0,
+            staging_bytes: memory.staging_in_use + memory.staging_cached,
+            device_bytes: memory.device_in_use + memory.device_cached,
+            elapsed: Duration::ZERO,
+            time_to_first_batch: None,
+            stages: Stages::default(),
+        };
+        if let Some(pipeline) = &life.current {
+            let counters = &pipeline.counters;
+            stats.is_running = life.started && pipeline.is_running();
+            stats.queued_batches = pipeline.deliver.queued();
+            stats.batches_produced = counters.produced.load(Ordering::Relaxed);
+            stats.batches_delivered = counters.delivered.load(Ordering::Relaxed);
+            stats.samples_delivered = counters.samples.load(Ordering::Relaxed);
+            stats.bytes_delivered = counters.bytes.load(Ordering::Relaxed);
+            stats.bytes_transferred = counters.transferred.load(Ordering::Relaxed);
+            stats.skipped = counters.skipped.load(Ordering::Relaxed);
+            stats.retries = counters.retries.load(Ordering::Relaxed);
+            stats.elapsed = pipeline.elapsed();
+            stats.time_to_first_batch = pipeline.time_to_first_batch();
+            stats.stages.workers = counters.workers.times();
+            stats.stages.submitter = counters.submitter.times();
+            stats.stages.consumer = counters.consumer.times();
+            if let Some(buffers) = pipeline.buffers.get() {
+                stats.queue_capacity = buffers.output_count();
+                (stats.slots, stats.slot_bytes) = buffers.slot_counts();
+            }
+        }
+        stats
+    }
+
+    /// The memory that the loader uses.
+    pub fn memory_manager(&self) -> &MemoryManager {
+        &self.config.memory
+    }
+
+    fn pipeline(&self) -> Result<Arc<Pipeline>> {
+        let life = self.life.lock();
+        life.current.clone().ok_or(Error::Lifecycle {
+            state: "not started",
+            remedy: "call `start` before you ask for batches",
+        })
+    }
+}
+
+impl Drop for AsyncDataLoader {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            crate::trace::warning!("a loader was dropped: {error}");
+        }
+    }
+}
+
+impl fmt::Debug for AsyncDataLoader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncDataLoader").field("config", &self.config).finish_non_exhaustive()
+    }
+}

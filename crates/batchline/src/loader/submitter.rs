@@ -1,0 +1,196 @@
+//! The submitter: takes full tickets in order, has the device fetch them, and queues the batches
+//! for the consumer.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::buffers::no_more;
+use super::config::ErrorPolicy;
+use super::deliver::{Ending, Ready};
+use super::pipeline::Pipeline;
+use super::slot::Slot;
+use super::ticket::{SkippedRow, Ticket};
+use crate::batch::BatchInfo;
+use crate::command::Submission;
+use crate::memory::{Home, Patience, Storage, Tensor};
+use crate::source::BatchLayout;
+use crate::stats::{Doing, Lap};
+use crate::{DType, Error, GpuBatch, Result, Shape, Skipped};
+
+impl Pipeline {
+    /// The submitter's thread.
+    pub(super) fn run_submitter(&self) {
+        let mut lap = Lap::start(&self.counters.submitter);
+        let mut batch_id = 0;
+        loop {
+            let ticket = self.ring.next_full();
+            lap.spent(Doing::WaitingForInput);
+            let ending = match ticket {
+                Ok(Some(ticket)) => {
+                    let place = ticket.place;
+                    crate::trace::span!("submit", epoch = place.epoch, batch = place.batch);
+                    match self.submit(ticket, batch_id, &mut lap) {
+                        Ok(ready) => {
+                            self.push(ready);
+                            batch_id += 1;
+                            lap.spent(Doing::Working);
+                            continue;
+                        }
+                        // Errors of samples say where they come from.
+                        Err(error @ (Error::Stage { .. } | Error::TooManySkipped { .. })) => {
+                            Ending::Failed(error)
+                        }
+                        Err(error) => Ending::Failed(Error::Stage {
+                            stage: "submitter",
+                            epoch: place.epoch,
+                            batch: place.batch,
+                            sample: None,
+                            source: Arc::new(error),
+                        }),
+                    }
+                }
+                Ok(None) => Ending::End,
+                Err(error) => Ending::Failed(error),
+            };
+            // Where the ring was stopped, the ending has been set already, and that one counts.
+            return self.finish(ending);
+        }
+    }
+
+    /// Makes a batch of a ticket.
+    fn submit(&self, ticket: Ticket, batch_id: u64, lap: &mut Lap<'_>) -> Result<Ready> {
+        let Ticket { place, mut slot, layout, failure, mut skipped, .. } = ticket;
+        if let Some((_, error)) = failure {
+            return Err(error);
+        }
+        skipped.sort_by_key(|skip| skip.row);
+        let left_out: Vec<u64> = skipped.iter().filter_map(|skip| skip.row).collect();
+        let skipped = self.count_skips(skipped)?;
+        let rows = place.rows.rows - left_out.len() as u64;
+        // Padding rows are the last ones.
+        let real = place.rows.rows - place.rows.padding;
+        let padding = place.rows.padding - left_out.iter().filter(|row| **row >= real).count() as u64;
+        close_up(&mut slot, &layout, &left_out);
+
+        let (storage, submission) = self.transfer(slot, rows, lap)?;
+        let buffers = self.buffers();
+        let about = BatchInfo {
+            batch_id,
+            generation: self.generation,
+            epoch: place.epoch,
+            batch_in_epoch: place.batch,
+            last_in_epoch: place.last,
+            rows,
+            padding,
+        };
+        let tensors = views(&storage, &buffers.output_layout, rows)?;
+        let batch = GpuBatch::new(tensors, Arc::clone(&buffers.spec), about);
+        Ok(Ready { batch, storage, submission, place, skipped })
+    }
+
+    /// Counts what was left out, in order, against what the policy allows.
+    fn count_skips(&self, skips: Vec<SkippedRow>) -> Result<Vec<Skipped>> {
+        let mut list = Vec::with_capacity(skips.len());
+        for SkippedRow { skipped, error, .. } in skips {
+            let count = self.counters.skipped.fetch_add(1, Ordering::Relaxed) + 1;
+            if let ErrorPolicy::Skip { at_most } = self.config.error_policy
+                && count > at_most
+            {
+                let source = Arc::new(error);
+                return Err(Error::TooManySkipped { skipped: count, at_most, source });
+            }
+            list.push(skipped);
+        }
+        Ok(list)
+    }
+
+    /// Gets the slot's content into an output: nothing to do where the slot is the output.
+    fn transfer(
+        &self,
+        slot: Slot,
+        rows: u64,
+        lap: &mut Lap<'_>,
+    ) -> Result<(Arc<Storage>, Option<Submission>)> {
+        let buffers = self.buffers();
+        let memory = &self.config.memory;
+        let storage = |lease| Arc::new(Storage::new(Home::Output(lease), memory.clone()));
+        let Some(outputs) = &buffers.outputs else {
+            let Slot::Unified(lease) = slot else {
+                unreachable!("only a unified device goes without outputs")
+            };
+            return Ok((storage(lease), None));
+        };
+        lap.spent(Doing::Working);
+        let output = storage(outputs.acquire(Patience::Forever, no_more)?);
+        let mut commands = buffers.commands.get_buffer()?;
+        let raw = match (&slot, &buffers.raws) {
+            (Slot::Staging(_), Some(raws)) => storage(raws.acquire(Patience::Forever, no_more)?),
+            _ => Arc::clone(&output),
+        };
+        lap.spent(Doing::WaitingForRoom);
+        if rows == 0 {
+            return Ok((output, None));
+        }
+        let raw = match slot {
+            Slot::Unified(lease) => storage(lease),
+            Slot::Staging(buffer) => {
+                // One copy for all tensors. Between them it carries bytes of no meaning.
+                let last = buffers.layout.parts.last().expect("an input at least");
+                let used = (last.offset + rows * last.row_bytes).next_multiple_of(4);
+                let used = used.min(buffers.layout.bytes);
+                let whole = whole(&raw, buffers.layout.bytes)?;
+                commands.upload_range(buffer, 0..used, &whole, 0)?;
+                self.counters.transferred.fetch_add(used, Ordering::Relaxed);
+                raw
+            }
+        };
+        if let Some((_, conversion)) = &buffers.convert {
+            let from = views(&raw, &buffers.layout, rows)?;
+            let to = views(&output, &buffers.output_layout, rows)?;
+            commands.convert(&from[0], &to[0], conversion)?;
+            for (from, to) in from.iter().zip(&to).skip(1) {
+                commands.copy(from, to)?;
+            }
+        }
+        Ok((output, Some(commands.execute()?)))
+    }
+}
+
+/// The tensors of a batch of so many rows.
+fn views(storage: &Arc<Storage>, layout: &BatchLayout, rows: u64) -> Result<Vec<Tensor>> {
+    let view = |part: &crate::source::Part| {
+        let shape = part.shape.batched(rows)?;
+        Ok(Tensor::new(Arc::clone(storage), part.offset, shape, part.dtype))
+    };
+    layout.parts.iter().map(view).collect()
+}
+
+/// All bytes of a batch.
+fn whole(storage: &Arc<Storage>, bytes: u64) -> Result<Tensor> {
+    Ok(Tensor::new(Arc::clone(storage), 0, Shape::new(&[bytes])?, DType::U8))
+}
+
+/// Moves rows together over those that are left out.
+fn close_up(slot: &mut Slot, layout: &BatchLayout, left_out: &[u64]) {
+    if left_out.is_empty() {
+        return;
+    }
+    let mut rows = slot.rows(layout);
+    for (number, part) in layout.parts.iter().enumerate() {
+        let row_bytes = usize::try_from(part.row_bytes).expect("within memory that exists");
+        let bytes = rows.all(number);
+        let mut kept = 0;
+        let mut left_out = left_out.iter().peekable();
+        // Indices of rows in memory that exists.
+        let count = if row_bytes == 0 { 0 } else { bytes.len() / row_bytes };
+        for row in 0..count {
+            if left_out.next_if(|left| **left == row as u64).is_some() {
+                continue;
+            }
+            if kept != row {
+                bytes.copy_within(row * row_bytes..(row + 1) * row_bytes, kept * row_bytes);
+            }
+            kept += 1;
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! The ring of tickets: which batch is being filled, by whom, and which is next to go.
+//!
+//! A ticket is one batch on its way from the plan to the submitter: *filling* until all its rows
+//! have come back, then *full*, or *aborted* where a row failed. Ticket and slot are handed out in
+//! one step and in order: at any time at most one worker is opening the next ticket, and it waits
+//! for the slot before any later ticket can ask for one. So the lowest unfinished ticket always
+//! owns a slot, and the ring can't come to a standstill.
+#![allow(unsafe_code, reason = "claims are disjoint because this file deals them out once")]
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::slot::{Claim, Slot};
+use crate::plan::BatchRows;
+use crate::source::BatchLayout;
+use crate::sync::{Condvar, Mutex};
+use crate::{Error, Skipped};
+
+/// Which batch a ticket is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) epoch: u64,
+    /// Within the epoch.
+    pub(crate) batch: u64,
+    pub(crate) rows: BatchRows,
+    /// Whether it is the last of its epoch.
+    pub(crate) last: bool,
+}
+
+/// A batch that is filled, or failed.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    pub(crate) place: Place,
+    pub(crate) slot: Slot,
+    pub(crate) layout: Arc<BatchLayout>,
+    /// Rows dealt out to workers: those before this one.
+    claimed: u64,
+    /// Rows that came back.
+    returned: u64,
+    /// The error of the lowest row that failed, with that row.
+    pub(crate) failure: Option<(u64, Error)>,
+    /// What is to be left out, in no particular order.
+    pub(crate) skipped: Vec<SkippedRow>,
+}
+
+/// A row that is to be left out.
+#[derive(Debug)]
+pub(crate) struct SkippedRow {
+    /// `None` where a pull source could not give a batch: nothing of this ticket is left out.
+    pub(crate) row: Option<u64>,
+    pub(crate) skipped: Skipped,
+    pub(crate) error: Error,
+}
+
+/// What a worker is to do next.
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// Fill these rows, and hand the claim back.
+    Fill(Place, Claim),
+    /// Get a slot for the next ticket, and open it. Nobody else is told to meanwhile.
+    Open,
+    /// Nothing: all is over.
+    End,
+}
+
+/// What came of a claim.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) failure: Option<(u64, Error)>,
+    pub(crate) skipped: Vec<SkippedRow>,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct Ring {
+    state: Mutex<State>,
+    /// Workers wait here for rows, or for their turn to open a ticket.
+    work: Condvar,
+    /// The submitter waits here for the ticket in front.
+    full: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Open tickets in order. The front one is the next to be submitted.
+    tickets: VecDeque<Ticket>,
+    /// The number of the front ticket.
+    front: u64,
+    /// Whether a worker is opening a ticket.
+    opening: bool,
+    /// Whether the last ticket has been opened.
+    ended: bool,
+    /// An error of the source that belongs to no ticket; it comes behind all of them.
+    failure: Option<Error>,
+    /// A level: who looks at the ring later sees it too.
+    stopped: bool,
+}
+
+impl Ring {
+    pub(crate) fn new() -> Self {
+        Self {
+            state: Mutex::new(State {
+                tickets: VecDeque::new(),
+                front: 0,
+                opening: false,
+                ended: false,
+                failure: None,
+                stopped: false,
+            }),
+            work: Condvar::new(),
+            full: Condvar::new(),
+        }
+    }
+
+    /// What the calling worker is to do: at most `most` rows, or a ticket to open. Waits while
+    /// there is neither.
+    pub(crate) fn next_task(&self, most: u64) -> Task {
+        let mut state = self.state.lock();
+        loop {
+            if state.stopped {
+                return Task::End;
+            }
+            let front = state.front;
+            // Tickets are opened when all rows before are dealt out: only the last can have any.
+            if let Some(ticket) = state.tickets.back_mut() {
+                let first = ticket.claimed;
+                let end = ticket.place.rows.rows.min(first.saturating_add(most.max(1)));
+                if first < end {
+                    ticket.claimed = end;
+                    let place = ticket.place;
+                    let number = front + state.tickets.len() as u64 - 1;
+                    let ticket = state.tickets.back().expect("it was there above");
+                    // SAFETY: the ticket, and so the slot, stays in the ring until these rows have
+                    // come back, and rows below `claimed` are never dealt out again.
+                    let claim = unsafe {
+                        Claim::new(number, &ticket.slot, &ticket.layout, first, end)
+                    };
+                    return Task::Fill(place, claim);
+                }
+            }
+            if state.ended {
+                return Task::End;
+            }
+            if !state.opening {
+                state.opening = true;
+                return Task::Open;
+            }
+            state = self.work.wait(state);
+        }
+    }
+
+    /// Opens the next ticket, with the slot that the worker got for it. `claimed` says that the
+    /// worker itself fills all of it, and returns the claim.
+    pub(crate) fn open(
+        &self,
+        place: Place,
+        slot: Slot,
+        layout: &Arc<BatchLayout>,
+        claimed: bool,
+        skipped: Vec<SkippedRow>,
+    ) -> Option<Claim> {
+        let mut state = self.state.lock();
+        debug_assert!(state.opening, "a ticket was opened out of turn");
+        state.opening = false;
+        if state.stopped {
+            drop(state);
+            self.work.notify_all();
+            return None;
+        }
+        let rows = place.rows.rows;
+        let ticket = Ticket {
+            place,
+            slot,
+            layout: Arc::clone(layout),
+            claimed: if claimed { rows } else { 0 },
+            returned: 0,
+            failure: None,
+            skipped,
+        };
+        let number = state.front + state.tickets.len() as u64;
+        // SAFETY: as in `next_task`; all rows count as claimed, so nobody else gets them.
+        let claim =
+            claimed.then(|| unsafe { Claim::new(number, &ticket.slot, layout, 0, rows) });
+        state.tickets.push_back(ticket);
+        drop(state);
+        self.work.notify_all();
+        if rows == 0 {
+            self.full.notify_one();
+        }
+        claim
+    }
+
+    /// Takes the turn to open back without a ticket: there are no more, or the source failed.
+    pub(crate) fn end(&self, failure: Option<Error>) {
+        let mut state = self.state.lock();
+        state.opening = false;
+        state.ended = true;
+        state.failure = failure;
+        drop(state);
+        self.work.notify_all();
+        self.full.notify_one();
+    }
+
+    /// Hands a claim back.
+    pub(crate) fn hand_back(&self, claim: Claim, outcome: Outcome) {
+        let mut state = self.state.lock();
+        let place = claim.ticket - state.front;
+        #[allow(clippy::cast_possible_truncation, reason = "the place in a queue in memory")]
+        let ticket = &mut state.tickets[place as usize];
+        ticket.returned += claim.end - claim.first;
+        ticket.skipped.extend(outcome.skipped);
+        let failed = outcome.failure.is_some();
+        if let Some((row, error)) = outcome.failure {
+            // The lowest row that fails decides, whoever comes first. Rows that nobody has begun
+            // are not begun any more.
+            if ticket.failure.as_ref().is_none_or(|(lowest, _)| row < *lowest) {
+                ticket.failure = Some((row, error));
+            }
+            ticket.returned += ticket.place.rows.rows - ticket.claimed;
+            ticket.claimed = ticket.place.rows.rows;
+        }
+        let full = place == 0 && ticket.is_full();
+        if failed {
+            state.ended = true;
+        }
+        drop(state);
+        if failed {
+            self.work.notify_all();
+        }
+        if full {
+            self.full.notify_one();
+        }
+    }
+
+    /// The next ticket, once it is full or has failed: in order. `Ok(None)` after the last.
+    ///
+    /// # Errors
+    /// The source's error behind the last ticket.
+    pub(crate) fn next_full(&self) -> Result<Option<Ticket>, Error> {
+        let mut state = self.state.lock();
+        loop {
+            if state.stopped {
+                return Ok(None);
+            }
+            if state.tickets.front().is_some_and(Ticket::is_full) {
+                state.front += 1;
+                return Ok(state.tickets.pop_front());
+            }
+            if state.tickets.is_empty() && state.ended && !state.opening {
+                return state.failure.take().map_or(Ok(None), Err);
+            }
+            state = self.full.wait(state);
+        }
+    }
+
+    /// Ends all waits. Tickets whose rows are still being written stay until those come back.
+    pub(crate) fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.work.notify_all();
+        self.full.notify_all();
+    }
+
+    /// Whether it was stopped.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.state.lock().stopped
+    }
+
+    /// Drops the tickets that no worker writes to any more.
+    pub(crate) fn clear(&self) {
+        let mut state = self.state.lock();
+        // Those that are still written to keep their number: claims find their ticket by it.
+        while state.tickets.front().is_some_and(|ticket| ticket.returned == ticket.claimed) {
+            state.tickets.pop_front();
+            state.front += 1;
+        }
+        while state.tickets.back().is_some_and(|ticket| ticket.returned == ticket.claimed) {
+            state.tickets.pop_back();
+        }
+    }
+
+    /// Waits for `time`, or until the ring is stopped; true if it was.
+    pub(crate) fn sleep(&self, time: Duration) -> bool {
+        let deadline = Instant::now() + time;
+        let mut state = self.state.lock();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if state.stopped || left.is_zero() {
+                return state.stopped;
+            }
+            state = self.work.wait_timeout(state, left);
+        }
+    }
+}
+
+impl Ticket {
+    fn is_full(&self) -> bool {
+        self.returned == self.place.rows.rows
+    }
+}

@@ -1,0 +1,298 @@
+//! A worker: takes the next task from the ring, reads samples, and writes them into their rows.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::config::ErrorPolicy;
+use super::feed::Feed;
+use super::pipeline::{Opener, Pipeline};
+use super::ticket::{Outcome, Place, SkippedRow, Task};
+use crate::plan::{BatchRows, Cut, LastBatch, Sampler};
+use crate::source::{DataSource, Dataset, Rows, Sample, SampleKey, SampleMut};
+use crate::stats::{Doing, Lap};
+use crate::{BoxError, Error, Result, Skipped};
+use std::sync::atomic::Ordering;
+
+/// How long a claim should keep a worker busy: long enough for the lock around it not to matter,
+/// short enough for all workers to finish a batch together.
+const CLAIM_TIME: Duration = Duration::from_micros(20);
+
+impl Pipeline {
+    /// The worker's thread.
+    pub(super) fn run_worker(&self) {
+        let mut lap = Lap::start(&self.counters.workers);
+        // Rows that are claimed at once. One at first, until it is known how long one takes.
+        let mut most = 1;
+        loop {
+            let task = self.ring.next_task(most);
+            lap.spent(Doing::WaitingForRoom);
+            match (task, &*self.feed) {
+                (Task::End, _) => return,
+                (Task::Open, Feed::Dataset { cut, .. }) => self.open_planned(cut),
+                (Task::Open, Feed::Source(source)) => {
+                    self.open_pulled(&mut **source.lock(), &mut lap);
+                }
+                (Task::Fill(place, mut claim), Feed::Dataset { dataset, sampler, .. }) => {
+                    crate::trace::span!("fill", epoch = place.epoch, batch = place.batch);
+                    let outcome = self.fill(&**dataset, &**sampler, place, claim.rows());
+                    let rows = claim.end - claim.first;
+                    self.ring.hand_back(claim, outcome);
+                    let each = lap.spent(Doing::Working) / u32::try_from(rows).unwrap_or(u32::MAX);
+                    // No more than a share of the batch, so that all workers have some of it.
+                    let share = place.rows.rows / (2 * self.config.workers as u64);
+                    let fitting = CLAIM_TIME.as_nanos() / each.as_nanos().max(1);
+                    most = u64::try_from(fitting).unwrap_or(u64::MAX).min(share).max(1);
+                }
+                (Task::Fill(..), Feed::Source(_)) => {
+                    unreachable!("pulled tickets are opened claimed")
+                }
+            }
+        }
+    }
+
+    /// Opens the ticket of the next batch of the plan.
+    fn open_planned(&self, cut: &Cut) {
+        let mut opener = self.opener.lock();
+        if opener.batch >= cut.batches() {
+            (opener.epoch, opener.batch) = (opener.epoch + 1, 0);
+        }
+        if self.config.epochs.is_some_and(|epochs| opener.epoch >= epochs) {
+            return self.ring.end(None);
+        }
+        let place = Place {
+            epoch: opener.epoch,
+            batch: opener.batch,
+            rows: cut.rows(opener.batch),
+            last: opener.batch + 1 == cut.batches(),
+        };
+        match self.buffers().slot() {
+            Ok(slot) => {
+                opener.batch += 1;
+                drop(opener);
+                self.ring.open(place, slot, &self.buffers().layout, false, Vec::new());
+            }
+            Err(error) => self.ring.end(Some(error)),
+        }
+    }
+
+    /// Fills rows with the samples that the plan has for them.
+    fn fill(
+        &self,
+        dataset: &dyn Dataset,
+        sampler: &dyn Sampler,
+        place: Place,
+        mut rows: Rows<'_>,
+    ) -> Outcome {
+        let mut outcome = Outcome::default();
+        let spec = &*self.buffers().spec;
+        for row in rows.first()..rows.end() {
+            // Rows that fill the last batch up begin again at the epoch's start.
+            let position = (place.rows.first + row) % sampler.len().max(1);
+            let index = sampler.index(place.epoch, position);
+            let key = SampleKey { seed: self.config.seed, epoch: place.epoch, index };
+            let read = self.with_retries(|| {
+                if index >= dataset.len() {
+                    let len = dataset.len();
+                    let problem = format!("the sampler named sample {index} of {len}");
+                    return Err(Error::Source { problem }.into());
+                }
+                let mut sample = SampleMut::new(spec, rows.row(row), key);
+                dataset.read(index, &mut sample)?;
+                match sample.untouched() {
+                    None => Ok(()),
+                    Some(name) => {
+                        let problem = format!("the data set did not write tensor {name:?}");
+                        Err(Error::Source { problem }.into())
+                    }
+                }
+            });
+            let Err(source) = read else { continue };
+            let error = Error::Stage {
+                stage: "worker",
+                epoch: place.epoch,
+                batch: place.batch,
+                sample: Some(index),
+                source: source.into(),
+            };
+            if !matches!(self.config.error_policy, ErrorPolicy::Skip { .. }) {
+                outcome.failure = Some((row, error));
+                break;
+            }
+            outcome.skipped.push(SkippedRow {
+                row: Some(row),
+                skipped: skipped(place.epoch, place.batch, Some(index), &error),
+                error,
+            });
+        }
+        outcome
+    }
+
+    /// Asks a pull source for the next batch, opens its ticket, and copies it into the slot. The
+    /// turn to open, which this worker has, keeps calls of the source from overlapping.
+    fn open_pulled(&self, source: &mut dyn DataSource, lap: &mut Lap<'_>) {
+        let mut opener = self.opener.lock();
+        let mut skipped = Vec::new();
+        let pulled = self.pull(source, &mut opener, &mut skipped);
+        lap.spent(Doing::Working);
+        let (place, batch) = match pulled {
+            Ok(Some(pulled)) => pulled,
+            Ok(None) => return self.ring.end(None),
+            Err(error) => return self.ring.end(Some(error)),
+        };
+        let slot = match self.buffers().slot() {
+            Ok(slot) => slot,
+            Err(error) => return self.ring.end(Some(error)),
+        };
+        lap.spent(Doing::WaitingForRoom);
+        drop(opener);
+        let layout = &self.buffers().layout;
+        let Some(mut claim) = self.ring.open(place, slot, layout, true, skipped) else { return };
+        crate::trace::span!("fill", epoch = place.epoch, batch = place.batch);
+        let mut rows = claim.rows();
+        for (number, tensor) in batch.tensors().enumerate() {
+            rows.all(number).copy_from_slice(tensor.bytes());
+        }
+        self.ring.hand_back(claim, Outcome::default());
+        lap.spent(Doing::Working);
+    }
+
+    /// The next batch of a pull source, and where it belongs; `None` after the last epoch.
+    fn pull(
+        &self,
+        source: &mut dyn DataSource,
+        opener: &mut Opener,
+        skips: &mut Vec<SkippedRow>,
+    ) -> Result<Option<(Place, Sample)>> {
+        let size = usize::try_from(self.config.batch_size)
+            .map_err(|_| Error::Overflow { what: "batch_size".to_owned() })?;
+        loop {
+            if self.config.epochs.is_some_and(|epochs| opener.epoch >= epochs) {
+                return Ok(None);
+            }
+            let failed = |opener: &Opener, error: BoxError| Error::Stage {
+                stage: "source",
+                epoch: opener.epoch,
+                batch: opener.batch,
+                sample: None,
+                source: error.into(),
+            };
+            if !opener.begun {
+                contain(|| source.reset()).map_err(|error| failed(opener, error))?;
+                opener.begun = true;
+                // A resume in the middle of an epoch: what was delivered is passed over.
+                for _ in 0..opener.batch {
+                    let passed = self.with_retries(|| source.get_batch(size));
+                    passed.map_err(|error| failed(opener, error))?;
+                }
+            }
+            let batch = match self.with_retries(|| source.get_batch(size)) {
+                Ok(batch) => batch,
+                Err(error) => {
+                    let error = failed(opener, error);
+                    let ErrorPolicy::Skip { at_most } = self.config.error_policy else {
+                        return Err(error);
+                    };
+                    let skipped = skipped(opener.epoch, opener.batch, None, &error);
+                    skips.push(SkippedRow { row: None, skipped, error: error.clone() });
+                    // Without a ticket to go with, nobody else would count them.
+                    let so_far = self.counters.skipped.load(Ordering::Relaxed);
+                    let skipped = so_far + skips.len() as u64;
+                    if skipped > at_most || self.ring.is_stopped() {
+                        let source = Arc::new(error);
+                        return Err(Error::TooManySkipped { skipped, at_most, source });
+                    }
+                    continue;
+                }
+            };
+            let Some(batch) = batch else {
+                if opener.batch == 0 {
+                    let problem = "the source has no samples".to_owned();
+                    return Err(failed(opener, Error::Source { problem }.into()));
+                }
+                *opener = Opener { epoch: opener.epoch + 1, ..Opener::default() };
+                continue;
+            };
+            let rows = self
+                .check_pulled(&batch, opener)
+                .map_err(|error| failed(opener, error.into()))?;
+            if rows < self.config.batch_size {
+                opener.short = true;
+                if self.config.last_batch == LastBatch::Drop {
+                    if opener.batch == 0 {
+                        let problem = format!(
+                            "the source has {rows} samples, fewer than the {size} of a batch, and \
+                             drop_last leaves them out"
+                        );
+                        return Err(failed(opener, Error::Source { problem }.into()));
+                    }
+                    continue;
+                }
+            }
+            let place = Place {
+                epoch: opener.epoch,
+                batch: opener.batch,
+                rows: BatchRows { first: 0, rows, padding: 0 },
+                last: false,
+            };
+            opener.batch += 1;
+            return Ok(Some((place, batch)));
+        }
+    }
+
+    /// Checks what a pull source gave, allocating for the first batch; returns its rows.
+    fn check_pulled(&self, batch: &Sample, opener: &Opener) -> Result<u64> {
+        let (spec, rows) = batch.row_spec()?;
+        let size = self.config.batch_size;
+        let refuse = |problem: String| Err(Error::Source { problem });
+        if rows == 0 || rows > size {
+            return refuse(format!(
+                "the source gave a batch of {rows} samples; it must have 1 to {size} (the end is \
+                 `None`)"
+            ));
+        }
+        if opener.short {
+            return refuse("the source gave more after a short batch, which ends it".to_owned());
+        }
+        let buffers = match self.buffers.get() {
+            Some(buffers) => buffers,
+            None => self.allocate(&spec)?,
+        };
+        match buffers.spec.difference(&spec) {
+            None => Ok(rows),
+            Some(difference) => refuse(format!("the source changed its samples: {difference}")),
+        }
+    }
+
+    /// Calls user code, again where the policy says so. A panic is an error.
+    fn with_retries<R>(
+        &self,
+        mut call: impl FnMut() -> Result<R, BoxError>,
+    ) -> Result<R, BoxError> {
+        let (times, mut backoff) = match self.config.error_policy {
+            ErrorPolicy::Retry { times, backoff } => (times, backoff),
+            _ => (0, Duration::ZERO),
+        };
+        let mut result = contain(&mut call);
+        for _ in 0..times {
+            if result.is_ok() || self.ring.sleep(backoff) {
+                break;
+            }
+            self.counters.retries.fetch_add(1, Ordering::Relaxed);
+            backoff = backoff.saturating_mul(2);
+            result = contain(&mut call);
+        }
+        result
+    }
+}
+
+fn contain<R>(call: impl FnOnce() -> Result<R, BoxError>) -> Result<R, BoxError> {
+    // What user code leaves half done in its own state is its own affair; the rows it wrote are
+    // written again or left out.
+    catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|panic| Err(Error::panicked("the source", &*panic).into()))
+}
+
+fn skipped(epoch: u64, batch: u64, sample: Option<u64>, error: &Error) -> Skipped {
+    Skipped { epoch, batch, sample, reason: error.chain() }
+}

@@ -1,0 +1,102 @@
+//! In which order samples come.
+
+use super::permutation::{Permutation, mix};
+
+/// The order of an epoch, as a closed formula: what comes at a position can be asked without
+/// asking for the positions before it. So a shuffle takes no memory, a batch is known without the
+/// ones before it, and a resume costs nothing.
+///
+/// ```
+/// use batchline::Sampler;
+///
+/// /// Every class as often as every other: 1000 draws an epoch.
+/// struct Balanced {
+///     by_class: Vec<Vec<u64>>,
+/// }
+///
+/// impl Sampler for Balanced {
+///     fn len(&self) -> u64 {
+///         1000
+///     }
+///     fn index(&self, epoch: u64, position: u64) -> u64 {
+///         let class = &self.by_class[(position as usize) % self.by_class.len()];
+///         let draw = batchline::mix(&[epoch, position]);
+///         class[(draw % class.len() as u64) as usize]
+///     }
+///     fn fingerprint(&self) -> u64 {
+///         batchline::mix(&[0xba1a, self.by_class.len() as u64])
+///     }
+/// }
+/// ```
+pub trait Sampler: Send + Sync {
+    /// The number of positions in an epoch. It must not change.
+    fn len(&self) -> u64;
+
+    /// Whether an epoch has no positions.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The sample at a position, which is below [`len`](Self::len). The same arguments must give
+    /// the same sample, always. An index outside the data set ends the stream with an error.
+    fn index(&self, epoch: u64, position: u64) -> u64;
+
+    /// A number that tells this order from others, so that a saved state is not continued in
+    /// another order.
+    fn fingerprint(&self) -> u64;
+}
+
+/// Every sample once, in the data set's own order.
+#[derive(Debug, Clone, Copy)]
+pub struct Sequential {
+    len: u64,
+}
+
+impl Sequential {
+    /// The order `0..len`.
+    pub fn new(len: u64) -> Self {
+        Self { len }
+    }
+}
+
+impl Sampler for Sequential {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn index(&self, _: u64, position: u64) -> u64 {
+        position
+    }
+
+    fn fingerprint(&self) -> u64 {
+        mix(&[0x5e9, self.len])
+    }
+}
+
+/// Every sample once, in an order that depends on the seed and the epoch.
+#[derive(Debug, Clone, Copy)]
+pub struct Shuffled {
+    len: u64,
+    seed: u64,
+}
+
+impl Shuffled {
+    /// The orders of `0..len` that belong to `seed`.
+    pub fn new(len: u64, seed: u64) -> Self {
+        Self { len, seed }
+    }
+}
+
+impl Sampler for Shuffled {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn index(&self, epoch: u64, position: u64) -> u64 {
+        Permutation::new(self.len, mix(&[self.seed, epoch])).index(position)
+    }
+
+    fn fingerprint(&self) -> u64 {
+        mix(&[0x54f, self.len, self.seed])
+    }
+}
