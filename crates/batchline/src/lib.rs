@@ -88,7 +88,7 @@ mod staging;
 mod state;
 mod stats;
 mod sync;
-#[cfg(any())]
+#[cfg(feature = "testing")]
 pub mod testing;
 mod trace;
 

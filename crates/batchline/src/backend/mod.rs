@@ -352,7 +352,7 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
 
     /// Waits until the fence has passed; false when it had not within `timeout`. With a zero
     /// timeout it asks and does not wait, and may be called by any thread; else it is called by
-    /// one thread at a time. A fence that was never submitted must not be named.
+    /// one thread at a time, except on a [unified](DeviceInfo::unified) device. A fence that was never submitted must not be named.
     ///
     /// When this returns true for a segment that uploaded from staging memory, that memory is the
     /// host's again.
@@ -375,7 +375,7 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// The device is lost; the memory that the consumer used is quarantined.
     fn consumer_position(&self, stream: StreamId) -> Result<Fence>;
 
-    /// Called when a staging buffer becomes free, with its bytes. A device for tests overwrites
-    /// them here, so that a transfer which still reads them is found out.
-    fn staging_freed(&self, _bytes: &mut [u8]) {}
+    /// Called when a slot becomes free, with its bytes. A device for tests overwrites them here, so
+    /// that work which still reads them is found out.
+    fn slot_freed(&self, _bytes: &mut [u8]) {}
 }

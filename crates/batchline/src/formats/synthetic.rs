@@ -208,6 +208,6 @@ mod tests {
     fn samples_smaller_than_the_digits_work() {
         assert_eq!(input(&Synthetic::new(300, &[], DType::U8).unwrap(), 257), [1]);
         assert_eq!(input(&Synthetic::new(300, &[2], DType::U8).unwrap(), 257), [1, 1]);
-        assert_eq!(input(&Synthetic::new(300, &[0], DType::U8).unwrap(), 257), []);
+        assert_eq!(input(&Synthetic::new(300, &[0], DType::U8).unwrap(), 257), [0u8; 0]);
     }
 }

@@ -195,7 +195,7 @@ impl Pipeline {
             state: "stopped",
             remedy: "call `start` to begin a new generation",
         };
-        self.ring.stop();
+        // The ending first: a submitter that finds the ring stopped would take it for the end.
         self.deliver.abandon(Ending::Failed(stopped.clone()));
         self.release(&stopped);
         let timeout = self.config.stop_timeout;

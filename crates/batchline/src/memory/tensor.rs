@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use super::block::DeviceBlock;
 use super::manager::{DeviceLease, MemoryManager};
 use super::pool::Loan;
-use super::view::{ConsumerQueue, Host};
+use super::view::{ConsumerQueue, Host, output_freed};
 use crate::backend::StreamId;
 use crate::command::{CommandBuffer, Conversion};
 use crate::staging::StagingBufferPool;
@@ -121,7 +121,8 @@ impl Drop for Storage {
             }
         }
         match home {
-            _ if !lost => {}
+            Home::Output(lease) if !lost => output_freed(&lease, self.memory.device()),
+            Home::Shelf(_) if !lost => {}
             Home::Shelf(lease) => lease.quarantine(),
             Home::Output(loan) => loan.keep().quarantine(),
         }

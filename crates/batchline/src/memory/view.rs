@@ -3,8 +3,10 @@
 
 use std::marker::PhantomData;
 
+use super::block::DeviceBlock;
+use super::shelf::Block;
 use super::tensor::Tensor;
-use crate::{Element, Error, Result};
+use crate::{Device, Element, Error, Result};
 
 /// A queue that a consumer's work runs on. Binding orders the work after the tensor is ready; what
 /// it hands out lives no longer than the tensor.
@@ -100,6 +102,20 @@ impl Drop for HostView<'_> {
     fn drop(&mut self) {
         self.tensor.storage().block().usage.lock().views -= 1;
     }
+}
+
+/// Tells a unified device that an output has become free, unless work on it is still on its way.
+pub(super) fn output_freed(block: &DeviceBlock, device: &Device) {
+    let Some(base) = block.memory.host_ptr().filter(|_| device.info().unified) else { return };
+    if !block.is_idle() {
+        return;
+    }
+    #[allow(clippy::cast_possible_truncation, reason = "memory that exists")]
+    let len = block.memory.len() as usize;
+    // SAFETY: valid and initialised by the backend's promise. The last tensor on the block is being
+    // dropped, so no view and no operation has it, and nothing that was submitted is unfinished.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(base.as_ptr(), len) };
+    device.core().backend().slot_freed(bytes);
 }
 
 #[cfg(feature = "wgpu")]

@@ -122,7 +122,7 @@ impl Drop for StagingBuffer {
             let device = self.device.clone();
             // A lost device's memory may be gone from under us.
             if device.check().is_ok() {
-                device.core().backend().staging_freed(self.as_mut_slice());
+                device.core().backend().slot_freed(self.as_mut_slice());
             }
         }
     }

@@ -33,6 +33,47 @@ pub(super) struct Variant {
     pub(super) source_nchw: bool,
 }
 
+impl Variant {
+    /// The kernel's text. Where source and target are in one buffer, wgpu wants both bound for
+    /// writing.
+    pub(super) fn source(&self, one_buffer: bool) -> String {
+        let access = if one_buffer { "read_write" } else { "read" };
+        let write = format!("write_{}", self.to.size());
+        let text = include_str!("convert.wgsl");
+        text.replace("SOURCE_ACCESS", access).replace("WRITE", &write) + &self.element()
+    }
+
+    /// The function that makes the target's element `index`.
+    fn element(&self) -> String {
+        let place = match (self.relayout, self.source_nchw) {
+            (false, _) if !self.affine => "vec2(index, 0u)",
+            (false, false) => "same_nhwc(index)",
+            (false, true) => "same_nchw(index)",
+            (true, false) => "nhwc_to_nchw(index)",
+            (true, true) => "nchw_to_nhwc(index)",
+        };
+        let (from, to) = (self.from, self.to);
+        let stored = format!("stored_{}(place.x)", from.size());
+        let wide = matches!(from, DType::I32 | DType::I64 | DType::F64);
+        // From the bits of an f32.
+        let finish = |bits: String| match to {
+            DType::F32 | DType::BF16 => format!("short_{to}({bits})"),
+            _ => format!("put_{to}(take_f32({bits}))"),
+        };
+        let value = match (self.affine, wide) {
+            (false, _) if from == to => stored,
+            (false, true) => format!("put_{to}(wide_{from}({stored}))"),
+            (false, false) => finish(format!("exact_{from}({stored})")),
+            (true, true) => finish(format!("affine(put_f32(wide_{from}({stored})).y, place.y)")),
+            (true, false) => finish(format!("affine(exact_{from}({stored}), place.y)")),
+        };
+        format!(
+            "\nfn element(index: u32) -> vec2<u32> {{\n    \
+             let place = {place};\n    return {value};\n}}\n"
+        )
+    }
+}
+
 /// Elements of one dispatch: a range of the target's, made of the same range of the source's.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Chunk {
@@ -83,20 +124,13 @@ pub(super) fn plan(
              ({binding} bytes): convert it in parts"
         ))
     };
-    let image = channels
-        .checked_mul(pixels)
-        .ok_or_else(|| too_long("an image", u64::MAX))?;
+    let image = channels.checked_mul(pixels).ok_or_else(|| too_long("an image", u64::MAX))?;
     let whole = if relayout {
         if !spec.elements.is_multiple_of(image) {
-            return Err(refused(format!(
-                "{} elements, images of {image}",
-                spec.elements
-            )));
+            return Err(refused(format!("{} elements, images of {image}", spec.elements)));
         }
         // So many images at a time that the next one starts a word.
-        let unit = image
-            .checked_mul(4)
-            .map_or(image, |four| four >> image.trailing_zeros().min(2));
+        let unit = image.checked_mul(4).map_or(image, |four| four >> image.trailing_zeros().min(2));
         // The last ones may be fewer.
         let unit = unit.min(spec.elements);
         if unit > most {
@@ -111,11 +145,7 @@ pub(super) fn plan(
         }
         most
     };
-    let factors = if affine {
-        factors(spec, channels)?
-    } else {
-        Vec::new()
-    };
+    let factors = if affine { factors(spec, channels)? } else { Vec::new() };
     if whole == 0 || (HEADER + factors.len() as u64) * 4 > binding {
         return Err(too_long("a list of factors", channels));
     }
@@ -129,11 +159,7 @@ pub(super) fn plan(
             ChannelOrder::Nchw => first % image,
         };
         let elements = whole.min(spec.elements - first);
-        chunks.push(Chunk {
-            first,
-            elements: word(elements)?,
-            place: word(place)?,
-        });
+        chunks.push(Chunk { first, elements: word(elements)?, place: word(place)? });
         first += elements;
     }
     // What does not matter may be any number.
@@ -148,11 +174,7 @@ pub(super) fn plan(
             source_nchw: nchw && matters,
         },
         channels: if matters { word(channels)? } else { 1 },
-        pixels: if relayout || (affine && nchw) {
-            word(pixels)?
-        } else {
-            1
-        },
+        pixels: if relayout || (affine && nchw) { word(pixels)? } else { 1 },
         factors,
         chunks,
     }))
@@ -164,12 +186,7 @@ fn factors(spec: &ConvertSpec, channels: u64) -> Result<Vec<u32>> {
         let problem = format!("{scales} scales and {biases} biases for {channels} channels");
         return Err(refused(problem));
     }
-    Ok(spec
-        .scale
-        .iter()
-        .chain(&spec.bias)
-        .map(|factor| factor.to_bits())
-        .collect())
+    Ok(spec.scale.iter().chain(&spec.bias).map(|factor| factor.to_bits()).collect())
 }
 
 fn word(number: u64) -> Result<u32> {
@@ -199,10 +216,8 @@ mod tests {
     }
 
     fn chunks(limit: u64, spec: &ConvertSpec) -> Result<Vec<Chunk>> {
-        let limits = wgpu::Limits {
-            max_storage_buffer_binding_size: limit,
-            ..wgpu::Limits::default()
-        };
+        let limits =
+            wgpu::Limits { max_storage_buffer_binding_size: limit, ..wgpu::Limits::default() };
         match plan(&limits, spec.elements, spec.elements * 4, spec)? {
             Plan::Run(run) => Ok(run.chunks),
             Plan::Copy => panic!("a kernel is needed"),
@@ -227,13 +242,8 @@ mod tests {
 
     #[test]
     fn an_image_that_fits_no_binding_is_refused() {
-        let error = chunks(10_000, &spec(3 * 10_000, 3, 10_000))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("30000 elements") && error.contains("10000 bytes"),
-            "{error}"
-        );
+        let error = chunks(10_000, &spec(3 * 10_000, 3, 10_000)).unwrap_err().to_string();
+        assert!(error.contains("30000 elements") && error.contains("10000 bytes"), "{error}");
     }
 
     #[test]

@@ -6,27 +6,8 @@
 // Floating-point hardware is used for one product and one sum only, of operands for which all
 // devices agree: finite, not zero, normal, and with a product that is far from underflow.
 //
-// A thread makes one word of the target, or two for a type of 8 bytes.
-
-// Element types, in the order of `DType::ALL`.
-const F32: u32 = 0u;
-const F16: u32 = 1u;
-const BF16: u32 = 2u;
-const F64: u32 = 3u;
-const I8: u32 = 4u;
-const I16: u32 = 5u;
-const I32: u32 = 6u;
-const I64: u32 = 7u;
-const U8: u32 = 8u;
-const BOOL: u32 = 9u;
-
-override FROM: u32;
-override TO: u32;
-// Whether scale and bias are applied.
-override AFFINE: bool;
-// Whether the channels move: to channels-first, unless they come from there.
-override RELAYOUT: bool;
-override SOURCE_NCHW: bool;
+// `element`, which makes one element of the target, is put together for each pair of types and
+// layouts from the functions here (convert.rs), so that no kernel carries the code of the others.
 
 // 0: elements, 1: threads, 2: first word of the source, 3: first word of the target, 4: channels,
 // 5: pixels, 6: place of the first element in its image, 7: zero; from 8: scales, then biases.
@@ -173,10 +154,6 @@ fn sign_of(n: Number) -> u32 {
     return select(n.sign, 0u, n.kind == NAN);
 }
 
-fn put_f32(n: Number) -> u32 {
-    return put_float(n, 24u, -126, 0xffu).y | (sign_of(n) << 31u);
-}
-
 // An integer of `bits` bits with a sign, saturated.
 fn put_signed(n: Number, bits: u32) -> vec2<u32> {
     // The magnitude of the smallest number, and the largest one.
@@ -197,44 +174,49 @@ fn put_signed(n: Number, bits: u32) -> vec2<u32> {
     return select(most, size, fits);
 }
 
-fn put_u8(n: Number) -> u32 {
-    if n.kind == ZERO || n.kind == NAN || n.sign == 1u {
-        return 0u;
-    }
-    if n.kind == INFINITE || n.exponent > 7 {
-        return 255u;
-    }
-    return min(round_off(n.mantissa, u32(63 - n.exponent)).y, 255u);
+fn put_f32(n: Number) -> vec2<u32> {
+    return vec2(0u, put_float(n, 24u, -126, 0xffu).y | (sign_of(n) << 31u));
 }
 
-fn put(n: Number) -> vec2<u32> {
-    if TO == F32 {
-        return vec2(0u, put_f32(n));
+fn put_f16(n: Number) -> vec2<u32> {
+    return vec2(0u, put_float(n, 11u, -14, 0x1fu).y | (sign_of(n) << 15u));
+}
+
+fn put_bf16(n: Number) -> vec2<u32> {
+    return vec2(0u, put_float(n, 8u, -126, 0xffu).y | (sign_of(n) << 15u));
+}
+
+fn put_f64(n: Number) -> vec2<u32> {
+    return put_float(n, 53u, -1022, 0x7ffu) | vec2(sign_of(n) << 31u, 0u);
+}
+
+fn put_i8(n: Number) -> vec2<u32> {
+    return vec2(0u, put_signed(n, 8u).y & 0xffu);
+}
+
+fn put_i16(n: Number) -> vec2<u32> {
+    return vec2(0u, put_signed(n, 16u).y & 0xffffu);
+}
+
+fn put_i32(n: Number) -> vec2<u32> {
+    return vec2(0u, put_signed(n, 32u).y);
+}
+
+fn put_i64(n: Number) -> vec2<u32> {
+    return put_signed(n, 64u);
+}
+
+fn put_u8(n: Number) -> vec2<u32> {
+    if n.kind == ZERO || n.kind == NAN || n.sign == 1u {
+        return vec2(0u, 0u);
     }
-    if TO == F16 {
-        return vec2(0u, put_float(n, 11u, -14, 0x1fu).y | (sign_of(n) << 15u));
+    if n.kind == INFINITE || n.exponent > 7 {
+        return vec2(0u, 255u);
     }
-    if TO == BF16 {
-        return vec2(0u, put_float(n, 8u, -126, 0xffu).y | (sign_of(n) << 15u));
-    }
-    if TO == F64 {
-        return put_float(n, 53u, -1022, 0x7ffu) | vec2(sign_of(n) << 31u, 0u);
-    }
-    if TO == I8 {
-        return vec2(0u, put_signed(n, 8u).y & 0xffu);
-    }
-    if TO == I16 {
-        return vec2(0u, put_signed(n, 16u).y & 0xffffu);
-    }
-    if TO == I32 {
-        return vec2(0u, put_signed(n, 32u).y);
-    }
-    if TO == I64 {
-        return put_signed(n, 64u);
-    }
-    if TO == U8 {
-        return vec2(0u, put_u8(n));
-    }
+    return vec2(0u, min(round_off(n.mantissa, u32(63 - n.exponent)).y, 255u));
+}
+
+fn put_bool(n: Number) -> vec2<u32> {
     return vec2(0u, select(1u, 0u, n.kind == ZERO));
 }
 
@@ -279,7 +261,7 @@ fn times(a: u32, b: u32) -> u32 {
         let all = some + (high << 24u);
         let carry = select(0u, 1u, some < low) + select(0u, 1u, all < some);
         let mantissa = vec2((high >> 8u) + (middle >> 20u) + carry, all);
-        return flush(put_f32(finite(sign >> 31u, exponent + 17, mantissa)));
+        return flush(put_f32(finite(sign >> 31u, exponent + 17, mantissa)).y);
     }
     return bitcast<u32>(bitcast<f32>(a) * bitcast<f32>(b));
 }
@@ -315,124 +297,155 @@ fn affine(bits: u32, channel: u32) -> u32 {
     return plus(product, flush(bias));
 }
 
-// ---- Elements.
+// ---- Elements of the source, as they are stored.
 
-// The source's element as it is stored.
-fn stored(index: u32) -> vec2<u32> {
-    let start = params[2];
-    if FROM == F64 || FROM == I64 {
-        return vec2(src[start + index * 2u + 1u], src[start + index * 2u]);
-    }
-    if FROM == F32 || FROM == I32 {
-        return vec2(0u, src[start + index]);
-    }
-    if FROM == F16 || FROM == BF16 || FROM == I16 {
-        return vec2(0u, (src[start + (index >> 1u)] >> ((index & 1u) * 16u)) & 0xffffu);
-    }
-    return vec2(0u, (src[start + (index >> 2u)] >> ((index & 3u) * 8u)) & 0xffu);
+fn stored_1(index: u32) -> vec2<u32> {
+    let word = src[params[2] + (index >> 2u)];
+    return vec2(0u, (word >> ((index & 3u) * 8u)) & 0xffu);
 }
 
-// An element of a type that f32 holds exactly, as the bits of an f32.
-fn narrow(bits: u32) -> u32 {
-    if FROM == U8 {
-        return bitcast<u32>(f32(bits));
-    }
-    if FROM == BOOL {
-        return select(0x3f800000u, 0u, bits == 0u);
-    }
-    if FROM == I8 {
-        return bitcast<u32>(f32(bitcast<i32>(bits << 24u) >> 24u));
-    }
-    if FROM == I16 {
-        return bitcast<u32>(f32(bitcast<i32>(bits << 16u) >> 16u));
-    }
-    if FROM == F16 {
-        let sign = (bits & 0x8000u) << 16u;
-        let field = (bits >> 10u) & 0x1fu;
-        let fraction = bits & 0x3ffu;
-        if field == 0x1fu {
-            return select(0x7fc00000u, sign | 0x7f800000u, fraction == 0u);
-        }
-        if field != 0u {
-            return sign | ((field + 112u) << 23u) | (fraction << 13u);
-        }
-        if fraction == 0u {
-            return sign;
-        }
-        // fraction · 2^-24, a normal f32.
-        return sign | (bitcast<u32>(f32(fraction)) - (24u << 23u));
-    }
-    let whole = select(bits, bits << 16u, FROM == BF16);
-    return select(whole, 0x7fc00000u, is_nan(whole));
+fn stored_2(index: u32) -> vec2<u32> {
+    let word = src[params[2] + (index >> 1u)];
+    return vec2(0u, (word >> ((index & 1u) * 16u)) & 0xffffu);
 }
 
-// An element of the other types.
-fn wide(bits: vec2<u32>) -> Number {
-    if FROM == F64 {
-        return take_f64(bits);
+fn stored_4(index: u32) -> vec2<u32> {
+    return vec2(0u, src[params[2] + index]);
+}
+
+fn stored_8(index: u32) -> vec2<u32> {
+    let word = params[2] + index * 2u;
+    return vec2(src[word + 1u], src[word]);
+}
+
+// ---- Elements that f32 holds exactly, as the bits of an f32.
+
+fn exact_u8(bits: vec2<u32>) -> u32 {
+    return bitcast<u32>(f32(bits.y));
+}
+
+fn exact_bool(bits: vec2<u32>) -> u32 {
+    return select(0x3f800000u, 0u, bits.y == 0u);
+}
+
+fn exact_i8(bits: vec2<u32>) -> u32 {
+    return bitcast<u32>(f32(bitcast<i32>(bits.y << 24u) >> 24u));
+}
+
+fn exact_i16(bits: vec2<u32>) -> u32 {
+    return bitcast<u32>(f32(bitcast<i32>(bits.y << 16u) >> 16u));
+}
+
+fn exact_f16(bits: vec2<u32>) -> u32 {
+    let sign = (bits.y & 0x8000u) << 16u;
+    let field = (bits.y >> 10u) & 0x1fu;
+    let fraction = bits.y & 0x3ffu;
+    if field == 0x1fu {
+        return select(0x7fc00000u, sign | 0x7f800000u, fraction == 0u);
     }
-    if FROM == I32 {
-        let value = bitcast<i32>(bits.y);
-        return take_i64(vec2(bitcast<u32>(value >> 31u), bits.y));
+    if field != 0u {
+        return sign | ((field + 112u) << 23u) | (fraction << 13u);
     }
+    // fraction · 2^-24, a normal f32.
+    return sign | select(bitcast<u32>(f32(fraction)) - (24u << 23u), 0u, fraction == 0u);
+}
+
+fn exact_bf16(bits: vec2<u32>) -> u32 {
+    return exact_f32(bits << vec2(16u, 16u));
+}
+
+fn exact_f32(bits: vec2<u32>) -> u32 {
+    return select(bits.y, 0x7fc00000u, is_nan(bits.y));
+}
+
+// ---- Other elements, taken apart.
+
+fn wide_i32(bits: vec2<u32>) -> Number {
+    return take_i64(vec2(bitcast<u32>(bitcast<i32>(bits.y) >> 31u), bits.y));
+}
+
+fn wide_i64(bits: vec2<u32>) -> Number {
     return take_i64(bits);
 }
 
-fn put_narrow(bits: u32) -> vec2<u32> {
-    if TO == F32 {
-        return vec2(0u, bits);
-    }
-    if TO == BF16 {
-        let rounded = (bits + 0x7fffu + ((bits >> 16u) & 1u)) >> 16u;
-        return vec2(0u, select(rounded, 0x7fc0u, is_nan(bits)));
-    }
-    return put(take_f32(bits));
+fn wide_f64(bits: vec2<u32>) -> Number {
+    return take_f64(bits);
 }
 
-// The target's element `index`.
-fn element(index: u32) -> vec2<u32> {
-    var place = index;
-    var channel = 0u;
-    if RELAYOUT {
-        let channels = params[4];
-        let pixels = params[5];
-        let image = index / (channels * pixels);
-        let within = index - image * channels * pixels;
-        let start = image * channels * pixels;
-        if SOURCE_NCHW {
-            let pixel = within / channels;
-            channel = within - pixel * channels;
-            place = start + channel * pixels + pixel;
-        } else {
-            channel = within / pixels;
-            place = start + (within - channel * pixels) * channels + channel;
-        }
-    } else if AFFINE {
-        let within = index + params[6];
-        if SOURCE_NCHW {
-            channel = (within / params[5]) % params[4];
-        } else {
-            channel = within % params[4];
-        }
+// ---- An f32 as an element of the target, where there is a shorter way than taking it apart.
+
+fn short_f32(bits: u32) -> vec2<u32> {
+    return vec2(0u, bits);
+}
+
+fn short_bf16(bits: u32) -> vec2<u32> {
+    let rounded = (bits + 0x7fffu + ((bits >> 16u) & 1u)) >> 16u;
+    return vec2(0u, select(rounded, 0x7fc0u, is_nan(bits)));
+}
+
+// ---- Where the target's element comes from: its place in the source, and its channel.
+
+fn same_nhwc(index: u32) -> vec2<u32> {
+    return vec2(index, (index + params[6]) % params[4]);
+}
+
+fn same_nchw(index: u32) -> vec2<u32> {
+    return vec2(index, ((index + params[6]) / params[5]) % params[4]);
+}
+
+fn nhwc_to_nchw(index: u32) -> vec2<u32> {
+    let channels = params[4];
+    let pixels = params[5];
+    let start = index / (channels * pixels) * (channels * pixels);
+    let channel = (index - start) / pixels;
+    let pixel = index - start - channel * pixels;
+    return vec2(start + pixel * channels + channel, channel);
+}
+
+fn nchw_to_nhwc(index: u32) -> vec2<u32> {
+    let channels = params[4];
+    let pixels = params[5];
+    let start = index / (channels * pixels) * (channels * pixels);
+    let pixel = (index - start) / channels;
+    let channel = index - start - pixel * channels;
+    return vec2(start + channel * pixels + pixel, channel);
+}
+
+// ---- What a thread writes: one word, or two for elements of 8 bytes.
+
+fn write_1(thread: u32) {
+    let first = thread * 4u;
+    let count = params[0];
+    var word = element(first).y;
+    if first + 1u < count {
+        word |= element(first + 1u).y << 8u;
     }
-    let bits = stored(place);
-    if FROM == TO && !AFFINE {
-        return bits;
+    if first + 2u < count {
+        word |= element(first + 2u).y << 16u;
     }
-    let is_wide = FROM == F64 || FROM == I64 || FROM == I32;
-    if !AFFINE {
-        if is_wide {
-            return put(wide(bits));
-        }
-        return put_narrow(narrow(bits.y));
+    if first + 3u < count {
+        word |= element(first + 3u).y << 24u;
     }
-    var x = 0u;
-    if is_wide {
-        x = put_f32(wide(bits));
-    } else {
-        x = narrow(bits.y);
+    dst[params[3] + thread] = word;
+}
+
+fn write_2(thread: u32) {
+    let first = thread * 2u;
+    var word = element(first).y;
+    if first + 1u < params[0] {
+        word |= element(first + 1u).y << 16u;
     }
-    return put_narrow(affine(x, channel));
+    dst[params[3] + thread] = word;
+}
+
+fn write_4(thread: u32) {
+    dst[params[3] + thread] = element(thread).y;
+}
+
+fn write_8(thread: u32) {
+    let bits = element(thread);
+    dst[params[3] + thread * 2u] = bits.y;
+    dst[params[3] + thread * 2u + 1u] = bits.x;
 }
 
 @compute @workgroup_size(256)
@@ -442,36 +455,7 @@ fn main(
     @builtin(local_invocation_index) local: u32,
 ) {
     let thread = (group.y * groups.x + group.x) * 256u + local;
-    if thread >= params[1] {
-        return;
-    }
-    let count = params[0];
-    let start = params[3];
-    if TO == F64 || TO == I64 {
-        let bits = element(thread);
-        dst[start + thread * 2u] = bits.y;
-        dst[start + thread * 2u + 1u] = bits.x;
-    } else if TO == F32 || TO == I32 {
-        dst[start + thread] = element(thread).y;
-    } else if TO == F16 || TO == BF16 || TO == I16 {
-        let first = thread * 2u;
-        var word = element(first).y;
-        if first + 1u < count {
-            word |= element(first + 1u).y << 16u;
-        }
-        dst[start + thread] = word;
-    } else {
-        let first = thread * 4u;
-        var word = element(first).y;
-        if first + 1u < count {
-            word |= element(first + 1u).y << 8u;
-        }
-        if first + 2u < count {
-            word |= element(first + 2u).y << 16u;
-        }
-        if first + 3u < count {
-            word |= element(first + 3u).y << 24u;
-        }
-        dst[start + thread] = word;
+    if thread < params[1] {
+        WRITE(thread);
     }
 }

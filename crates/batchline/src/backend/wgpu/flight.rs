@@ -107,26 +107,15 @@ impl Flights {
         value: u64,
         slice: Duration,
     ) -> Result<Look> {
-        let index = self
-            .queue
-            .lock()
-            .iter()
-            .find(|f| f.value == value)
-            .map(|f| f.index.clone());
+        let index = self.queue.lock().iter().find(|f| f.value == value).map(|f| f.index.clone());
         let Some(index) = index else {
             // Between the look at the counter and this one, another thread's wait has ended.
             if self.has_passed(value) {
                 return Ok(Look::Passed);
             }
-            return Err(Error::record(
-                "a wait",
-                format!("segment {value} was never submitted"),
-            ));
+            return Err(Error::record("a wait", format!("segment {value} was never submitted")));
         };
-        let wait = wgpu::PollType::Wait {
-            submission_index: Some(index),
-            timeout: Some(slice),
-        };
+        let wait = wgpu::PollType::Wait { submission_index: Some(index), timeout: Some(slice) };
         let polled = poll(device, wait);
         // The poll itself may have run the callback that says so.
         health.check()?;

@@ -23,11 +23,7 @@ pub(super) struct Health {
 
 impl Health {
     pub(super) fn new(device: String) -> Arc<Self> {
-        Arc::new(Self {
-            device,
-            lost: OnceLock::new(),
-            stray: Mutex::new(None),
-        })
+        Arc::new(Self { device, lost: OnceLock::new(), stray: Mutex::new(None) })
     }
 
     /// Takes the callbacks of a device of our own. On somebody else's device they are his.
@@ -63,19 +59,13 @@ impl Health {
 
     pub(super) fn lost(&self) -> Option<Error> {
         let reason = self.lost.get()?.clone();
-        Some(Error::DeviceLost {
-            device: self.device.clone(),
-            reason,
-        })
+        Some(Error::DeviceLost { device: self.device.clone(), reason })
     }
 
     /// Marks the device as lost for good. The first reason stays.
     pub(super) fn lose(&self, reason: impl Into<String>) -> Error {
         let reason = self.lost.get_or_init(|| reason.into()).clone();
-        Error::DeviceLost {
-            device: self.device.clone(),
-            reason,
-        }
+        Error::DeviceLost { device: self.device.clone(), reason }
     }
 
     pub(super) fn failed(
@@ -83,11 +73,7 @@ impl Health {
         operation: &'static str,
         source: impl std::error::Error + Send + Sync + 'static,
     ) -> Error {
-        Error::Device {
-            device: self.device.clone(),
-            operation,
-            source: Arc::new(source),
-        }
+        Error::Device { device: self.device.clone(), operation, source: Arc::new(source) }
     }
 }
 

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use super::convert::{HEADER, Run, Variant};
 use super::padded;
 use super::record::Place;
-use crate::DType;
 
 /// Threads of a workgroup, as in the `.wgsl` files.
 const GROUP: u32 = 256;
@@ -21,7 +20,6 @@ const PARAMETER_WORDS: usize = 4 << 20;
 pub(super) struct Kernels {
     fill: Option<Kernel>,
     convert: HashMap<(Variant, Sharing), Kernel>,
-    sources: HashMap<Sharing, wgpu::ShaderModule>,
     /// Buffers by what they hold; never written again, so any number of flights may read one.
     parameters: HashMap<Vec<u32>, wgpu::Buffer>,
     detour: Option<wgpu::Buffer>,
@@ -59,10 +57,7 @@ impl<'a> Window<'a> {
             offset: bound,
             size: wgpu::BufferSize::new(start - bound + padded(len)),
         };
-        Self {
-            binding,
-            word: narrow((start - bound) / 4),
-        }
+        Self { binding, word: narrow((start - bound) / 4) }
     }
 }
 
@@ -88,17 +83,11 @@ impl Kernels {
         pattern: [u8; 8],
     ) {
         let [a, b, c, d, e, f, g, h] = pattern;
-        let (low, high) = (
-            u32::from_ne_bytes([a, b, c, d]),
-            u32::from_ne_bytes([e, f, g, h]),
-        );
+        let (low, high) = (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]));
         let kernel = self.fill.get_or_insert_with(|| fill_kernel(device)).clone();
         let limits = device.limits();
         let slack = u64::from(limits.min_storage_buffer_offset_alignment);
-        let most = limits
-            .max_storage_buffer_binding_size
-            .min(1 << 31)
-            .saturating_sub(slack);
+        let most = limits.max_storage_buffer_binding_size.min(1 << 31).saturating_sub(slack);
         // A chunk starts with the pattern.
         let most = (most / 8 * 8).max(8);
         let mut start = 0;
@@ -121,11 +110,7 @@ impl Kernels {
         dst: Place<'_>,
         run: &Run,
     ) {
-        let sharing = if src.buffer == dst.buffer {
-            Sharing::OneBuffer
-        } else {
-            Sharing::Apart
-        };
+        let sharing = if src.buffer == dst.buffer { Sharing::OneBuffer } else { Sharing::Apart };
         let kernel = self.convert_kernel(device, run.variant, sharing);
         let (from, to) = (run.variant.from.size() as u64, run.variant.to.size() as u64);
         for chunk in &run.chunks {
@@ -144,20 +129,9 @@ impl Kernels {
                 0,
             ];
             debug_assert_eq!(header.len() as u64, HEADER);
-            let parameters = header
-                .into_iter()
-                .chain(run.factors.iter().copied())
-                .collect();
+            let parameters = header.into_iter().chain(run.factors.iter().copied()).collect();
             let parameters = self.parameters(device, parameters);
-            dispatch(
-                device,
-                encoder,
-                &kernel,
-                threads,
-                &parameters,
-                Some(src),
-                dst,
-            );
+            dispatch(device, encoder, &kernel, threads, &parameters, Some(src), dst);
         }
     }
 
@@ -167,31 +141,15 @@ impl Kernels {
         variant: Variant,
         sharing: Sharing,
     ) -> Kernel {
-        let source = self.sources.entry(sharing).or_insert_with(|| {
-            let access = match sharing {
-                Sharing::Apart => "read",
-                Sharing::OneBuffer => "read_write",
-            };
-            let text = include_str!("convert.wgsl").replace("SOURCE_ACCESS", access);
-            device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        let kernel = self.convert.entry((variant, sharing)).or_insert_with(|| {
+            let text = variant.source(sharing == Sharing::OneBuffer);
+            let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
                 label: Some("batchline convert"),
                 source: wgpu::ShaderSource::Wgsl(text.into()),
-            })
-        });
-        let kernel = self.convert.entry((variant, sharing)).or_insert_with(|| {
-            let constants = [
-                ("FROM", number(variant.from)),
-                ("TO", number(variant.to)),
-                ("AFFINE", f64::from(u8::from(variant.affine))),
-                ("RELAYOUT", f64::from(u8::from(variant.relayout))),
-                ("SOURCE_NCHW", f64::from(u8::from(variant.source_nchw))),
-            ];
-            let bindings = [
-                storage(0, true),
-                storage(1, sharing == Sharing::Apart),
-                storage(2, false),
-            ];
-            kernel(device, "batchline convert", source, &bindings, &constants)
+            });
+            let source = storage(1, sharing == Sharing::Apart);
+            let bindings = [storage(0, true), source, storage(2, false)];
+            kernel(device, "batchline convert", &module, &bindings)
         });
         kernel.clone()
     }
@@ -224,13 +182,7 @@ impl Kernels {
 
 fn fill_kernel(device: &wgpu::Device) -> Kernel {
     let module = device.create_shader_module(wgpu::include_wgsl!("fill.wgsl"));
-    kernel(
-        device,
-        "batchline fill",
-        &module,
-        &[storage(0, true), storage(2, false)],
-        &[],
-    )
+    kernel(device, "batchline fill", &module, &[storage(0, true), storage(2, false)])
 }
 
 fn kernel(
@@ -238,7 +190,6 @@ fn kernel(
     label: &'static str,
     module: &wgpu::ShaderModule,
     bindings: &[wgpu::BindGroupLayoutEntry],
-    constants: &[(&str, f64)],
 ) -> Kernel {
     let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
         label: Some(label),
@@ -254,10 +205,7 @@ fn kernel(
         layout: Some(&pipeline_layout),
         module,
         entry_point: Some("main"),
-        compilation_options: wgpu::PipelineCompilationOptions {
-            constants,
-            ..Default::default()
-        },
+        compilation_options: wgpu::PipelineCompilationOptions::default(),
         cache: None,
     });
     Kernel { pipeline, layout }
@@ -285,10 +233,8 @@ fn dispatch(
     src: Option<Window<'_>>,
     dst: Window<'_>,
 ) {
-    let mut entries = vec![wgpu::BindGroupEntry {
-        binding: 0,
-        resource: parameters.as_entire_binding(),
-    }];
+    let mut entries =
+        vec![wgpu::BindGroupEntry { binding: 0, resource: parameters.as_entire_binding() }];
     for (binding, window) in (1..).zip([src, Some(dst)]) {
         if let Some(window) = window {
             let resource = wgpu::BindingResource::Buffer(window.binding);
@@ -301,25 +247,14 @@ fn dispatch(
         entries: &entries,
     });
     let groups = threads.div_ceil(GROUP);
-    let width = groups
-        .min(device.limits().max_compute_workgroups_per_dimension)
-        .max(1);
+    let width = groups.min(device.limits().max_compute_workgroups_per_dimension).max(1);
     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
     pass.set_pipeline(&kernel.pipeline);
     pass.set_bind_group(0, &group, &[]);
     pass.dispatch_workgroups(width, groups.div_ceil(width), 1);
 }
 
-/// The number that the kernel knows a type by.
-fn number(dtype: DType) -> f64 {
-    let place = DType::ALL.iter().position(|known| *known == dtype);
-    place.map_or(f64::NAN, |place| place as f64)
-}
-
-#[allow(
-    clippy::cast_possible_truncation,
-    reason = "the plan keeps bindings below 2^31 bytes"
-)]
+#[allow(clippy::cast_possible_truncation, reason = "the plan keeps bindings below 2^31 bytes")]
 fn narrow(number: u64) -> u32 {
     number as u32
 }

@@ -114,9 +114,7 @@ impl WgpuStaging {
             let buffer = device.create_buffer(&descriptor);
             if !upload {
                 let answer = Answer::new();
-                buffer
-                    .slice(..)
-                    .map_async(wgpu::MapMode::Read, answer.reply());
+                buffer.slice(..).map_async(wgpu::MapMode::Read, answer.reply());
                 // Nothing uses the buffer, so one look at the device suffices; it is a look and
                 // no wait, whatever other threads wait for at this time.
                 super::flight::poll(device, wgpu::PollType::Poll).ok();
@@ -131,13 +129,10 @@ impl WgpuStaging {
             }
             (start, error) => {
                 probe(device, health)?;
-                let refused = start
-                    .err()
-                    .map(|error| health.failed("mapping staging memory", error));
+                let refused =
+                    start.err().map(|error| health.failed("mapping staging memory", error));
                 let error = error.map(|error| health.failed("allocating staging memory", error));
-                return Err(error
-                    .or(refused)
-                    .unwrap_or_else(|| health.lose("no reason given")));
+                return Err(error.or(refused).unwrap_or_else(|| health.lose("no reason given")));
             }
         };
         let pad = start.align_offset(POINTER_ALIGNMENT as usize) as u64;
@@ -153,9 +148,7 @@ impl WgpuStaging {
             start: AtomicPtr::new(start),
             request: Mutex::new(None),
         };
-        Ok(Self {
-            mapping: Arc::new(mapping),
-        })
+        Ok(Self { mapping: Arc::new(mapping) })
     }
 
     pub(super) fn of(memory: &dyn StagingMemory) -> Option<&Self> {

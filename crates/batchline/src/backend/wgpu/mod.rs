@@ -76,8 +76,6 @@ use health::Health;
 use kernels::Kernels;
 use memory::{WgpuMemory, WgpuStaging};
 
-pub(crate) use open::adapters;
-
 /// What a custom operation on a wgpu device works with: see
 /// [`Custom::Wgpu`](crate::backend::Custom::Wgpu).
 ///
@@ -139,6 +137,11 @@ impl WgpuBackend {
         }
     }
 
+    /// What there is to open, the best first. Empty where no driver is installed.
+    pub(crate) fn adapters() -> Vec<DeviceInfo> {
+        open::adapters()
+    }
+
     /// The device, to create the user's own pipelines on.
     pub(crate) fn device(&self) -> &wgpu::Device {
         &self.device
@@ -162,21 +165,12 @@ impl Backend for WgpuBackend {
 
     fn allocate(&self, bytes: u64) -> Result<Box<dyn DeviceMemory>> {
         self.health.check()?;
-        Ok(Box::new(WgpuMemory::new(
-            &self.device,
-            &self.health,
-            bytes,
-        )?))
+        Ok(Box::new(WgpuMemory::new(&self.device, &self.health, bytes)?))
     }
 
     fn allocate_staging(&self, bytes: u64, direction: Direction) -> Result<Box<dyn StagingMemory>> {
         self.health.check()?;
-        Ok(Box::new(WgpuStaging::new(
-            &self.device,
-            &self.health,
-            bytes,
-            direction,
-        )?))
+        Ok(Box::new(WgpuStaging::new(&self.device, &self.health, bytes, direction)?))
     }
 
     fn stream_of(&self, _: CommandKind) -> StreamId {
@@ -192,8 +186,7 @@ impl Backend for WgpuBackend {
     }
 
     fn wait(&self, fence: Fence, timeout: Duration) -> Result<bool> {
-        self.flights
-            .wait(&self.device, &self.health, fence.value, timeout)
+        self.flights.wait(&self.device, &self.health, fence.value, timeout)
     }
 
     fn consumer_after(&self, _: StreamId, _: &[Fence]) -> Result<()> {
@@ -203,10 +196,7 @@ impl Backend for WgpuBackend {
     fn consumer_position(&self, _: StreamId) -> Result<Fence> {
         self.health.check()?;
         // The consumer's own work comes before any later segment by the order of the queue.
-        Ok(Fence {
-            stream: 0,
-            value: self.flights.submitted(),
-        })
+        Ok(Fence { stream: 0, value: self.flights.submitted() })
     }
 }
 

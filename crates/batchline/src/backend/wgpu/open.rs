@@ -3,8 +3,7 @@
 use crate::backend::{DeviceInfo, DeviceKind};
 use crate::{Error, Result};
 
-/// What there is, the best first. Empty where no driver is installed.
-pub(crate) fn adapters() -> Vec<DeviceInfo> {
+pub(super) fn adapters() -> Vec<DeviceInfo> {
     let describe =
         |adapter: &wgpu::Adapter| describe(&adapter.get_info(), adapter.limits().max_buffer_size);
     enumerate().iter().map(describe).collect()
@@ -47,9 +46,7 @@ pub(super) fn describe(info: &wgpu::AdapterInfo, max_allocation: u64) -> DeviceI
     DeviceInfo {
         kind: DeviceKind::Wgpu,
         name: format!("wgpu: {} ({api})", info.name),
-        driver: format!("{} {}", info.driver, info.driver_info)
-            .trim()
-            .to_owned(),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
         hardware: info.device_type != wgpu::DeviceType::Cpu,
         max_allocation: max_allocation / wgpu::MAP_ALIGNMENT * wgpu::MAP_ALIGNMENT,
         copy_alignment: wgpu::COPY_BUFFER_ALIGNMENT,
@@ -79,11 +76,7 @@ fn enumerate() -> Vec<wgpu::Adapter> {
             wgpu::DeviceType::Other => 3,
             wgpu::DeviceType::Cpu => 4,
         };
-        (
-            speed,
-            info.backend != wgpu::Backend::Metal,
-            info.backend == wgpu::Backend::Dx12,
-        )
+        (speed, info.backend != wgpu::Backend::Metal, info.backend == wgpu::Backend::Dx12)
     });
     adapters
 }
@@ -98,24 +91,11 @@ fn none(found: usize) -> Error {
     };
     let (reason, remedy) = if found > 0 {
         let reason = "Vulkan runs on the CPU only here";
-        (
-            reason,
-            format!("ask for the wgpu device by name to use that, else {driver}"),
-        )
+        (reason, format!("ask for the wgpu device by name to use that, else {driver}"))
     } else if cfg!(target_os = "linux") {
-        (
-            "no Vulkan driver answers (loader libvulkan.so.1 and a driver are needed)",
-            driver.into(),
-        )
+        ("no Vulkan driver answers (loader libvulkan.so.1 and a driver are needed)", driver.into())
     } else {
-        (
-            "no driver for Metal, Vulkan or DX12 answers",
-            driver.to_owned(),
-        )
+        ("no driver for Metal, Vulkan or DX12 answers", driver.to_owned())
     };
-    Error::NoDevice {
-        wanted: "wgpu".to_owned(),
-        reason: reason.to_owned(),
-        remedy,
-    }
+    Error::NoDevice { wanted: "wgpu".to_owned(), reason: reason.to_owned(), remedy }
 }

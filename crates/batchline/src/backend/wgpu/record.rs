@@ -40,10 +40,7 @@ pub(super) fn submit(backend: &WgpuBackend, segment: Segment<'_>) -> Result<(), 
 /// `enqueued` tells of an error whether something may have reached the device.
 fn try_submit(backend: &WgpuBackend, segment: Segment<'_>, enqueued: &mut bool) -> Result<()> {
     let (device, health) = (&backend.device, &*backend.health);
-    let mut recorder = Recorder {
-        backend,
-        staging: Vec::new(),
-    };
+    let mut recorder = Recorder { backend, staging: Vec::new() };
     let (commands, error) = scoped(device, || -> Result<_> {
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
             label: Some("batchline segment"),
@@ -76,11 +73,7 @@ fn try_submit(backend: &WgpuBackend, segment: Segment<'_>, enqueued: &mut bool) 
             // A device lost meanwhile took nothing, without an error; so say the health, or the
             // first wait.
             health.check()?;
-            backend.flights.push(Flight {
-                value: segment.fence.value,
-                index,
-                staging,
-            });
+            backend.flights.push(Flight { value: segment.fence.value, index, staging });
             Ok(())
         }
         // What doesn't pass validation is not submitted. The mappings were requested all the same.
@@ -105,32 +98,18 @@ impl Recorder<'_> {
         // Not locked over the user's work.
         let (device, kernels) = (&self.backend.device, &self.backend.kernels);
         match command {
-            Command::Upload {
-                src,
-                src_offset,
-                dst,
-            } => {
+            Command::Upload { src, src_offset, dst } => {
                 let (src, start) = self.staging(src, Direction::Upload, src_offset, dst.len)?;
                 let dst = Place::of(dst)?;
                 encoder.copy_buffer_to_buffer(&src.buffer, start, dst.buffer, dst.offset, dst.size);
             }
-            Command::Download {
-                src,
-                dst,
-                dst_offset,
-            } => {
+            Command::Download { src, dst, dst_offset } => {
                 let (dst, start) = self.staging(dst, Direction::Download, dst_offset, src.len)?;
                 let src = Place::of(src)?;
                 encoder.copy_buffer_to_buffer(src.buffer, src.offset, &dst.buffer, start, src.size);
             }
             Command::Copy { src, dst } => {
-                copy(
-                    device,
-                    encoder,
-                    &mut kernels.lock(),
-                    Place::of(src)?,
-                    Place::of(dst)?,
-                );
+                copy(device, encoder, &mut kernels.lock(), Place::of(src)?, Place::of(dst)?);
             }
             Command::Fill { dst, element } => {
                 let dst = Place::of(dst)?;
@@ -159,11 +138,7 @@ impl Recorder<'_> {
                     }
                 }
             }
-            Command::Custom {
-                work,
-                reads,
-                writes,
-            } => custom(encoder, work, &reads, &writes)?,
+            Command::Custom { work, reads, writes } => custom(encoder, work, &reads, &writes)?,
         }
         Ok(())
     }
@@ -178,10 +153,8 @@ impl Recorder<'_> {
     ) -> Result<(Arc<Mapping>, u64)> {
         let mapping = &WgpuStaging::of(memory).ok_or_else(foreign)?.mapping;
         if mapping.direction() != direction {
-            let problem = format!(
-                "staging memory for {:?} is used the other way",
-                mapping.direction()
-            );
+            let problem =
+                format!("staging memory for {:?} is used the other way", mapping.direction());
             return Err(Error::record("a transfer", problem));
         }
         check(offset, len, memory.len() as u64)?;
@@ -204,11 +177,7 @@ impl<'a> Place<'a> {
     fn of(region: Region<'a>) -> Result<Self> {
         let buffer = &WgpuMemory::of(region.memory).ok_or_else(foreign)?.buffer;
         check(region.offset, region.len, buffer.size())?;
-        Ok(Self {
-            buffer,
-            offset: region.offset,
-            size: padded(region.len),
-        })
+        Ok(Self { buffer, offset: region.offset, size: padded(region.len) })
     }
 }
 
@@ -217,16 +186,11 @@ fn check(offset: u64, len: u64, size: u64) -> Result<()> {
         let problem = format!("its offset {offset} is no multiple of 4, as wgpu demands");
         return Err(Error::record("a command", problem));
     }
-    let end = len
-        .checked_next_multiple_of(4)
-        .and_then(|len| offset.checked_add(len));
+    let end = len.checked_next_multiple_of(4).and_then(|len| offset.checked_add(len));
     if end.is_some_and(|end| end <= size) {
         return Ok(());
     }
-    Err(Error::record(
-        "a command",
-        format!("{len} bytes at {offset} go past {size} bytes"),
-    ))
+    Err(Error::record("a command", format!("{len} bytes at {offset} go past {size} bytes")))
 }
 
 fn copy(
@@ -254,10 +218,7 @@ fn copy(
 fn pattern(element: &[u8]) -> Result<[u8; 8]> {
     let mut pattern = [0; 8];
     if !matches!(element.len(), 1 | 2 | 4 | 8) {
-        return Err(Error::record(
-            "a fill",
-            format!("of elements of {} bytes", element.len()),
-        ));
+        return Err(Error::record("a fill", format!("of elements of {} bytes", element.len())));
     }
     for piece in pattern.chunks_exact_mut(element.len()) {
         piece.copy_from_slice(element);
@@ -272,35 +233,17 @@ fn custom(
     writes: &[Region<'_>],
 ) -> Result<()> {
     if !matches!(work, Some(Custom::Wgpu(_))) {
-        return Err(Error::record(
-            "a custom operation",
-            "this device takes Custom::Wgpu",
-        ));
+        return Err(Error::record("a custom operation", "this device takes Custom::Wgpu"));
     }
-    let reads = reads
-        .iter()
-        .map(|region| binding(*region))
-        .collect::<Result<_>>()?;
-    let writes = writes
-        .iter()
-        .map(|region| binding(*region))
-        .collect::<Result<_>>()?;
+    let reads = reads.iter().map(|region| binding(*region)).collect::<Result<_>>()?;
+    let writes = writes.iter().map(|region| binding(*region)).collect::<Result<_>>()?;
     let Some(Custom::Wgpu(work)) = work.take() else {
         return Ok(());
     };
-    let run = AssertUnwindSafe(|| {
-        work(WgpuCustom {
-            encoder,
-            reads,
-            writes,
-        })
-    });
+    let run = AssertUnwindSafe(|| work(WgpuCustom { encoder, reads, writes }));
     match catch_unwind(run) {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(source)) => Err(Error::User {
-            who: "a custom operation",
-            source: source.into(),
-        }),
+        Ok(Err(source)) => Err(Error::User { who: "a custom operation", source: source.into() }),
         Err(payload) => Err(Error::panicked("a custom operation", &*payload)),
     }
 }

@@ -1,0 +1,35 @@
+//! Every device passes the conformance suite.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use batchline::Device;
+use batchline::testing::{FaultPlan, conformance, faulty_device};
+
+#[test]
+fn host() {
+    conformance::run_all(&Device::host);
+}
+
+/// The device that is as awkward as a correct one can be: asynchronous, with streams that overtake
+/// each other, and freed slots overwritten.
+#[test]
+fn faulty() {
+    for unified in [false, true] {
+        let seed = AtomicU64::new(0);
+        conformance::run_all(&|| {
+            let seed = seed.fetch_add(1, Ordering::Relaxed);
+            let max_delay = Duration::from_micros(200);
+            faulty_device(FaultPlan { seed, unified, max_delay, ..FaultPlan::default() }).0
+        });
+    }
+}
+
+#[test]
+fn random_operations_with_delays() {
+    for seed in 0..20 {
+        let max_delay = Duration::from_micros(100);
+        let (device, _) = faulty_device(FaultPlan { seed, max_delay, ..FaultPlan::default() });
+        conformance::random_operations(&device, seed);
+    }
+}
