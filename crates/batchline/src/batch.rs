@@ -3,7 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::memory::{ConsumerQueue, Tensor};
+use crate::backend::{Fence, StreamId};
+use crate::memory::{ConsumerQueue, Held, Tensor};
 use crate::{Result, SampleSpec};
 
 /// A batch on the device, ready for work on the consumer's queue.
@@ -45,6 +46,17 @@ pub(crate) struct BatchInfo {
 impl GpuBatch {
     pub(crate) fn new(tensors: Vec<Tensor>, spec: Arc<SampleSpec>, about: BatchInfo) -> Self {
         Self { tensors, spec, about }
+    }
+
+    /// The fences that work on the batch must come after.
+    pub(crate) fn written(&self) -> Vec<Fence> {
+        // All tensors lie in one block.
+        self.tensors[0].storage().block().usage.lock().before_read().collect()
+    }
+
+    /// Notes that work on this consumer's stream may use the batch from now on.
+    pub(crate) fn hand_to(&self, stream: StreamId, held: Held) {
+        self.tensors[0].hand_to(stream, held);
     }
 
     /// The input: the samples are its first dimension.

@@ -204,6 +204,17 @@ impl Health {
         }
     }
 
+    /// Passes on what a call to the backend gave. If it says that the device is lost, everybody
+    /// learns of it.
+    pub(crate) fn notice<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result
+            && error.is_device_lost()
+        {
+            self.lose(error.clone());
+        }
+        result
+    }
+
     /// Waits for a fence until it passes or the device is lost.
     pub(crate) fn wait(&self, fence: Fence) -> Result<()> {
         loop {

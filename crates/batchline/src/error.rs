@@ -312,7 +312,12 @@ impl Error {
     pub fn is_device_lost(&self) -> bool {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(err) = cause {
-            if matches!(err.downcast_ref::<Error>(), Some(Error::DeviceLost { .. })) {
+            // A shared cause is an error of its own, in front of what it shares.
+            let own = match err.downcast_ref::<Cause>() {
+                Some(shared) => shared.downcast_ref::<Error>(),
+                None => err.downcast_ref::<Error>(),
+            };
+            if matches!(own, Some(Error::DeviceLost { .. })) {
                 return true;
             }
             cause = err.source();

@@ -47,7 +47,7 @@ pub(crate) fn execute(device: &Device, mut work: Work) -> Result<Submission> {
     let (progress, result) = match outcome {
         Ok(fences) => (Progress::InFlight(fences), Ok(Submission::new(Arc::clone(&record)))),
         Err(SubmitError { error, enqueued: false }) => {
-            (Progress::Refused(error.clone()), Err(error))
+            (Progress::Refused(error.clone()), core.health().notice(Err(error)))
         }
         Err(SubmitError { error, enqueued: true }) => {
             core.health().lose(error.clone());

@@ -171,6 +171,6 @@ mod tests {
     fn an_empty_file_can_be_mapped() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let (opened, len) = open_file(file.path()).unwrap();
-        assert_eq!(FileBytes::map(file.path(), &opened, len).unwrap().as_slice(), []);
+        assert_eq!(FileBytes::map(file.path(), &opened, len).unwrap().as_slice(), [0u8; 0]);
     }
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::ticket::Place;
 use crate::command::Submission;
-use crate::memory::{Held, Patience, Storage};
+use crate::memory::{Held, Patience};
 use crate::sync::{Condvar, Mutex};
 use crate::{Error, GpuBatch, Skipped};
 
@@ -16,8 +16,6 @@ use crate::{Error, GpuBatch, Skipped};
 #[derive(Debug)]
 pub(crate) struct Ready {
     pub(crate) batch: GpuBatch,
-    /// The memory of all its tensors.
-    pub(crate) storage: Arc<Storage>,
     /// The transfer, where there is one; it may still be on its way.
     pub(crate) submission: Option<Submission>,
     pub(crate) place: Place,

@@ -247,19 +247,22 @@ impl Pipeline {
 
     /// Makes the consumer's queue wait for the batch.
     fn hand_over(&self, ready: Ready) -> Result<Delivery> {
-        let Ready { batch, storage, submission, place, .. } = ready;
+        let Ready { batch, submission, place, .. } = ready;
         if let Some(Err(source)) = submission.and_then(|submission| {
             if submission.is_done() { Some(submission.wait()) } else { None }
         }) {
             return Err(self.refuse(place, source));
         }
-        let backend = self.config.memory.device().core().backend();
-        let stream = backend.consumer_stream();
-        let written: Vec<_> = storage.block().usage.lock().before_read().collect();
-        if let Err(source) = backend.consumer_after(stream, &written) {
+        let core = self.config.memory.device().core();
+        let stream = core.backend().consumer_stream();
+        let written = batch.written();
+        let ordered = core.check().and_then(|()| {
+            core.health().notice(core.backend().consumer_after(stream, &written))
+        });
+        if let Err(source) = ordered {
             return Err(self.refuse(place, source));
         }
-        storage.hand_to(stream, self.deliver.hold());
+        batch.hand_to(stream, self.deliver.hold());
         self.counters.delivered.fetch_add(1, Ordering::Relaxed);
         self.counters.samples.fetch_add(batch.len(), Ordering::Relaxed);
         self.counters.bytes.fetch_add(batch.byte_len(), Ordering::Relaxed);

@@ -12,7 +12,7 @@ use super::slot::Slot;
 use super::ticket::{SkippedRow, Ticket};
 use crate::batch::BatchInfo;
 use crate::command::Submission;
-use crate::memory::{Home, Patience, Storage, Tensor};
+use crate::memory::{Handle, Home, Patience, Storage, Tensor};
 use crate::source::BatchLayout;
 use crate::stats::{Doing, Lap};
 use crate::{DType, Error, GpuBatch, Result, Shape, Skipped};
@@ -72,7 +72,7 @@ impl Pipeline {
         let padding = place.rows.padding - left_out.iter().filter(|row| **row >= real).count() as u64;
         close_up(&mut slot, &layout, &left_out);
 
-        let (storage, submission) = self.transfer(slot, rows, lap)?;
+        let (output, submission) = self.transfer(slot, rows, lap)?;
         let buffers = self.buffers();
         let about = BatchInfo {
             batch_id,
@@ -83,9 +83,9 @@ impl Pipeline {
             rows,
             padding,
         };
-        let tensors = views(&storage, &buffers.output_layout, rows)?;
+        let tensors = views(&output, &buffers.output_layout, rows)?;
         let batch = GpuBatch::new(tensors, Arc::clone(&buffers.spec), about);
-        Ok(Ready { batch, storage, submission, place, skipped })
+        Ok(Ready { batch, submission, place, skipped })
     }
 
     /// Counts what was left out, in order, against what the policy allows.
@@ -110,21 +110,23 @@ impl Pipeline {
         slot: Slot,
         rows: u64,
         lap: &mut Lap<'_>,
-    ) -> Result<(Arc<Storage>, Option<Submission>)> {
+    ) -> Result<(Arc<Handle>, Option<Submission>)> {
         let buffers = self.buffers();
         let memory = &self.config.memory;
-        let storage = |lease| Arc::new(Storage::new(Home::Output(lease), memory.clone()));
+        let block = |lease| {
+            Handle::new(Arc::new(Storage::new(Home::Output(lease), memory.clone())))
+        };
         let Some(outputs) = &buffers.outputs else {
             let Slot::Unified(lease) = slot else {
                 unreachable!("only a unified device goes without outputs")
             };
-            return Ok((storage(lease), None));
+            return Ok((block(lease), None));
         };
         lap.spent(Doing::Working);
-        let output = storage(outputs.acquire(Patience::Forever, no_more)?);
+        let output = block(outputs.acquire(Patience::Forever, no_more)?);
         let mut commands = buffers.commands.get_buffer()?;
         let raw = match (&slot, &buffers.raws) {
-            (Slot::Staging(_), Some(raws)) => storage(raws.acquire(Patience::Forever, no_more)?),
+            (Slot::Staging(_), Some(raws)) => block(raws.acquire(Patience::Forever, no_more)?),
             _ => Arc::clone(&output),
         };
         lap.spent(Doing::WaitingForRoom);
@@ -132,7 +134,7 @@ impl Pipeline {
             return Ok((output, None));
         }
         let raw = match slot {
-            Slot::Unified(lease) => storage(lease),
+            Slot::Unified(lease) => block(lease),
             Slot::Staging(buffer) => {
                 // One copy for all tensors. Between them it carries bytes of no meaning.
                 let last = buffers.layout.parts.last().expect("an input at least");
@@ -157,17 +159,17 @@ impl Pipeline {
 }
 
 /// The tensors of a batch of so many rows.
-fn views(storage: &Arc<Storage>, layout: &BatchLayout, rows: u64) -> Result<Vec<Tensor>> {
+fn views(block: &Arc<Handle>, layout: &BatchLayout, rows: u64) -> Result<Vec<Tensor>> {
     let view = |part: &crate::source::Part| {
         let shape = part.shape.batched(rows)?;
-        Ok(Tensor::new(Arc::clone(storage), part.offset, shape, part.dtype))
+        Ok(Tensor::new(Arc::clone(block), part.offset, shape, part.dtype))
     };
     layout.parts.iter().map(view).collect()
 }
 
 /// All bytes of a batch.
-fn whole(storage: &Arc<Storage>, bytes: u64) -> Result<Tensor> {
-    Ok(Tensor::new(Arc::clone(storage), 0, Shape::new(&[bytes])?, DType::U8))
+fn whole(block: &Arc<Handle>, bytes: u64) -> Result<Tensor> {
+    Ok(Tensor::new(Arc::clone(block), 0, Shape::new(&[bytes])?, DType::U8))
 }
 
 /// Moves rows together over those that are left out.

@@ -62,7 +62,7 @@ pub(crate) struct DeviceBlock {
 impl DeviceBlock {
     pub(crate) fn new(core: &Arc<DeviceCore>, capacity: u64) -> Result<Self> {
         core.check()?;
-        let memory = core.backend().allocate(capacity)?;
+        let memory = core.health().notice(core.backend().allocate(capacity))?;
         let read = Vec::with_capacity(MAX_STREAMS);
         let usage = Mutex::new(Usage { read, ..Usage::default() });
         Ok(Self { memory, usage, capacity, core: Arc::clone(core) })
@@ -97,7 +97,7 @@ pub(crate) struct StagingBlock {
 impl StagingBlock {
     pub(crate) fn new(core: &Arc<DeviceCore>, capacity: u64, direction: Direction) -> Result<Self> {
         core.check()?;
-        let memory = core.backend().allocate_staging(capacity, direction)?;
+        let memory = core.health().notice(core.backend().allocate_staging(capacity, direction))?;
         Ok(Self { memory, direction, capacity, _core: Arc::clone(core) })
     }
 }

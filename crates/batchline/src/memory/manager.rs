@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::block::{DeviceBlock, StagingBlock};
 use super::pool::Patience;
 use super::shelf::{Lease, Shelf};
-use super::tensor::{Home, Storage, Tensor};
+use super::tensor::{Handle, Home, Storage, Tensor};
 use crate::backend::Direction;
 use crate::{DType, Device, Element, Error, Result, Shape};
 
@@ -137,7 +137,7 @@ impl MemoryManager {
         let bytes = shape.bytes(dtype)?;
         let block = self.block(bytes, Patience::None)?;
         let storage = Storage::new(Home::Shelf(block), self.clone());
-        Ok(Tensor::new(Arc::new(storage), 0, shape, dtype))
+        Ok(Tensor::new(Handle::new(Arc::new(storage)), 0, shape, dtype))
     }
 
     /// A tensor of these elements. Returns when they are on the device.

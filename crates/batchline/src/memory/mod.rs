@@ -15,4 +15,4 @@ pub use view::WgpuBinding;
 
 pub(crate) use manager::{DeviceLease, StagingLease};
 pub(crate) use pool::{Loan, Patience, Pool};
-pub(crate) use tensor::{Held, Home, Storage};
+pub(crate) use tensor::{Handle, Held, Home, Storage};

@@ -1,7 +1,7 @@
 //! Tensors: shapes on pooled device memory, reference-counted.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::block::DeviceBlock;
@@ -26,26 +26,41 @@ use crate::{DType, Device, Element, Error, Result, Shape};
 /// ```
 #[derive(Clone)]
 pub struct Tensor {
-    storage: Arc<Storage>,
+    handle: Arc<Handle>,
     /// First byte in the storage, a multiple of 256.
     offset: u64,
     shape: Shape,
     dtype: DType,
 }
 
-/// A block of device memory and where it goes when the last tensor on it is dropped.
+/// A block of device memory and where it goes when nobody has it any more: no tensor, and no
+/// operation in flight.
 #[derive(Debug)]
 pub(crate) struct Storage {
     /// `None` only while it is being dropped.
     home: Option<Home>,
-    /// The stream of the consumer that a batch was handed to, plus 1; 0 for none. On the last drop
-    /// the position of that stream is noted, and the block's next writer comes after it.
-    consumer: AtomicU8,
-    /// Counts the block among those that the consumer holds.
-    held: OnceLock<Held>,
     /// Whether the device may go on using the block for ever.
     quarantined: AtomicBool,
     memory: MemoryManager,
+}
+
+/// The users' share in a block: what all tensors of a batch have in common. Operations in flight
+/// hold the storage itself.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    storage: Arc<Storage>,
+    /// The consumer that a batch was handed to.
+    consumer: OnceLock<Consumer>,
+}
+
+/// A consumer's hold on a batch.
+#[derive(Debug)]
+struct Consumer {
+    /// Where its work runs. On the last drop the position of that stream is noted, and the block's
+    /// next writer comes after it.
+    stream: StreamId,
+    /// Counts the batch among those that the consumer holds.
+    _held: Held,
 }
 
 /// Who lent a block.
@@ -76,13 +91,7 @@ impl Drop for Held {
 
 impl Storage {
     pub(crate) fn new(home: Home, memory: MemoryManager) -> Self {
-        Self {
-            home: Some(home),
-            consumer: AtomicU8::new(0),
-            held: OnceLock::new(),
-            quarantined: AtomicBool::new(false),
-            memory,
-        }
+        Self { home: Some(home), quarantined: AtomicBool::new(false), memory }
     }
 
     pub(crate) fn block(&self) -> &DeviceBlock {
@@ -90,12 +99,6 @@ impl Storage {
             Home::Shelf(lease) => lease,
             Home::Output(loan) => loan,
         }
-    }
-
-    /// Notes that work on this consumer's stream may use the block from now on.
-    pub(crate) fn hand_to(&self, stream: StreamId, held: Held) {
-        self.consumer.store(stream + 1, Ordering::Release);
-        let _ = self.held.set(held);
     }
 
     /// Gives the block up: it will be neither used again nor freed.
@@ -107,35 +110,50 @@ impl Storage {
 impl Drop for Storage {
     fn drop(&mut self) {
         let Some(home) = self.home.take() else { return };
-        // Before the block is back, or a consumer that asks between would be told that he holds it.
-        drop(self.held.take());
-        let mut lost = self.quarantined.load(Ordering::Acquire);
-        if let Some(stream) = self.consumer.load(Ordering::Acquire).checked_sub(1) {
-            let block: &DeviceBlock = match &home {
-                Home::Shelf(lease) => lease,
-                Home::Output(loan) => loan,
-            };
-            match self.memory.device().core().backend().consumer_position(stream) {
-                Ok(fence) => block.usage.lock().note_read(fence),
-                Err(_) => lost = true,
-            }
+        match (home, self.quarantined.load(Ordering::Acquire)) {
+            (Home::Output(loan), false) => output_freed(&loan, self.memory.device()),
+            (Home::Shelf(_), false) => {}
+            (Home::Shelf(lease), true) => lease.quarantine(),
+            (Home::Output(loan), true) => loan.keep().quarantine(),
         }
-        match home {
-            Home::Output(lease) if !lost => output_freed(&lease, self.memory.device()),
-            Home::Shelf(_) if !lost => {}
-            Home::Shelf(lease) => lease.quarantine(),
-            Home::Output(loan) => loan.keep().quarantine(),
+    }
+}
+
+impl Handle {
+    pub(crate) fn new(storage: Arc<Storage>) -> Arc<Self> {
+        Arc::new(Self { storage, consumer: OnceLock::new() })
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let Some(Consumer { stream, .. }) = self.consumer.get() else { return };
+        let core = self.storage.memory.device().core();
+        match core.health().notice(core.backend().consumer_position(*stream)) {
+            Ok(fence) => self.storage.block().usage.lock().note_read(fence),
+            Err(_) => self.storage.quarantine(),
         }
     }
 }
 
 impl Tensor {
-    pub(crate) fn new(storage: Arc<Storage>, offset: u64, shape: Shape, dtype: DType) -> Self {
-        Self { storage, offset, shape, dtype }
+    pub(crate) fn new(handle: Arc<Handle>, offset: u64, shape: Shape, dtype: DType) -> Self {
+        Self { handle, offset, shape, dtype }
     }
 
     pub(crate) fn storage(&self) -> &Arc<Storage> {
-        &self.storage
+        &self.handle.storage
+    }
+
+    fn memory(&self) -> &MemoryManager {
+        &self.handle.storage.memory
+    }
+
+    /// Notes that work on this consumer's stream may use the tensor, and those that share its
+    /// memory, from now on.
+    pub(crate) fn hand_to(&self, stream: StreamId, held: Held) {
+        let first = self.handle.consumer.set(Consumer { stream, _held: held });
+        debug_assert!(first.is_ok(), "a batch was handed out twice");
     }
 
     pub(crate) fn offset(&self) -> u64 {
@@ -154,7 +172,7 @@ impl Tensor {
 
     /// The device that holds it.
     pub fn device(&self) -> &Device {
-        self.storage.memory.device()
+        self.memory().device()
     }
 
     /// The number of elements.
@@ -173,7 +191,7 @@ impl Tensor {
     /// # Errors
     /// `T` is not its type, `data` has another length, or the device failed.
     pub fn write<T: Element>(&self, data: &[T]) -> Result<()> {
-        let pool = StagingBufferPool::for_transfer(&self.storage.memory, self.byte_len())?;
+        let pool = StagingBufferPool::for_transfer(self.memory(), self.byte_len())?;
         pool.transfer_to_gpu_sync(data, self)
     }
 
@@ -183,7 +201,7 @@ impl Tensor {
     /// # Errors
     /// The two don't match, overlap, or the device failed.
     pub fn copy_from(&self, other: &Tensor) -> Result<()> {
-        let mut commands = CommandBuffer::single(&self.storage.memory)?;
+        let mut commands = CommandBuffer::single(self.memory())?;
         commands.copy(other, self)?;
         commands.execute()?.wait()
     }
@@ -219,11 +237,11 @@ impl Tensor {
             bytes.copy_from_slice(Host.bind(self)?.bytes());
             return Ok(());
         }
-        let mut piece = usize::try_from(self.storage.memory.piece()).unwrap_or(usize::MAX);
+        let mut piece = usize::try_from(self.memory().piece()).unwrap_or(usize::MAX);
         let mut start = 0;
         while start < bytes.len() {
             let end = start.saturating_add(piece).min(bytes.len());
-            let mut commands = CommandBuffer::single(&self.storage.memory)?;
+            let mut commands = CommandBuffer::single(self.memory())?;
             match commands.download_range(self, start as u64..end as u64) {
                 Ok(readback) => {
                     commands.execute()?.wait()?;
@@ -254,8 +272,8 @@ impl Tensor {
     /// The conversion does not fit the shape, there is no memory, or the device failed.
     pub fn convert(&self, dtype: DType, conversion: &Conversion) -> Result<Tensor> {
         let shape = conversion.shape(self.shape)?;
-        let converted = self.storage.memory.tensor(shape.dims(), dtype)?;
-        let mut commands = CommandBuffer::single(&self.storage.memory)?;
+        let converted = self.memory().tensor(shape.dims(), dtype)?;
+        let mut commands = CommandBuffer::single(self.memory())?;
         commands.convert(self, &converted, conversion)?;
         commands.execute()?.wait()?;
         Ok(converted)

@@ -41,7 +41,7 @@ impl Health {
     }
 
     /// # Errors
-    /// [`Error::DeviceLost`], or once each error that nobody caught.
+    /// [`Error::DeviceLost`].
     pub(super) fn check(&self) -> Result<()> {
         match self.lost() {
             Some(lost) => Err(lost),
@@ -49,6 +49,7 @@ impl Health {
         }
     }
 
+    /// # Errors
     /// What the user's own calls on our device did wrong since the last time, if anything.
     pub(super) fn take_stray(&self) -> Result<()> {
         match self.stray.lock().take() {

@@ -16,7 +16,7 @@ use crate::sync::Mutex;
 use crate::{Error, Result};
 
 /// Alignment of the pointer that [`StagingMemory`] promises. wgpu promises none.
-const POINTER_ALIGNMENT: u64 = 256;
+const POINTER_ALIGNMENT: usize = 256;
 
 /// Device memory: one buffer.
 #[derive(Debug)]
@@ -96,8 +96,8 @@ impl WgpuStaging {
             limit_name: "the address space",
             limit: isize::MAX as u64,
         };
-        let size = size_of_buffer(device, "staging memory", bytes, POINTER_ALIGNMENT)?;
-        let len = usize::try_from(size - POINTER_ALIGNMENT).map_err(|_| too_large())?;
+        let size = size_of_buffer(device, "staging memory", bytes, POINTER_ALIGNMENT as u64)?;
+        let len = usize::try_from(size).map_err(|_| too_large())? - POINTER_ALIGNMENT;
         let upload = direction == Direction::Upload;
         let descriptor = wgpu::BufferDescriptor {
             label: Some("batchline staging memory"),
@@ -135,8 +135,9 @@ impl WgpuStaging {
                 return Err(error.or(refused).unwrap_or_else(|| health.lose("no reason given")));
             }
         };
-        let pad = start.align_offset(POINTER_ALIGNMENT as usize) as u64;
-        if !pad.is_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT) || pad >= POINTER_ALIGNMENT {
+        let pad = start.align_offset(POINTER_ALIGNMENT);
+        let copyable = (pad as u64).is_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT);
+        if pad >= POINTER_ALIGNMENT || !copyable {
             let problem = std::io::Error::other(format!("mapped at {start:p}"));
             return Err(health.failed("aligning staging memory", problem));
         }
@@ -161,11 +162,12 @@ impl WgpuStaging {
 // the segment's fence passes for the caller only after `Mapping::settle` found it mapped again.
 // wgpu keeps the pages until the buffer is unmapped or dropped (views only guard against a second
 // view, and are gone), zeroes them at the first mapping, and gives nobody else the buffer.
-// `pad` and the 256 bytes more than `len` make the alignment.
+// `pad` and the 256 bytes more than `len` make the alignment. (A user who calls `Device::destroy`
+// breaks this for every mapping of that device, as he does with wgpu's own views: module docs.)
 unsafe impl StagingMemory for WgpuStaging {
     fn ptr(&self) -> NonNull<u8> {
         let start = self.mapping.start.load(Ordering::Acquire);
-        NonNull::new(start.wrapping_add(self.mapping.pad as usize)).unwrap_or(NonNull::dangling())
+        NonNull::new(start.wrapping_add(self.mapping.pad)).unwrap_or(NonNull::dangling())
     }
 
     fn len(&self) -> usize {
@@ -180,7 +182,7 @@ pub(super) struct Mapping {
     direction: Direction,
     len: usize,
     /// Bytes of the buffer before the memory, so that its address is aligned.
-    pub(super) pad: u64,
+    pad: usize,
     /// Where the buffer is mapped, or was last.
     start: AtomicPtr<u8>,
     /// The request under way, if the memory is not the host's.
@@ -190,6 +192,11 @@ pub(super) struct Mapping {
 impl Mapping {
     pub(super) fn direction(&self) -> Direction {
         self.direction
+    }
+
+    /// Where in the buffer the memory's byte `offset` is.
+    pub(super) fn place(&self, offset: u64) -> u64 {
+        self.pad as u64 + offset
     }
 
     /// Gives the memory to the device. In an error scope: a lost device fails here.
@@ -228,7 +235,7 @@ impl Mapping {
         }
         let start = locate(&self.buffer)
             .map_err(|error| health.lose(format!("staging memory: {error}")))?;
-        if (start as u64).wrapping_add(self.pad) % POINTER_ALIGNMENT != 0 {
+        if !start.wrapping_add(self.pad).addr().is_multiple_of(POINTER_ALIGNMENT) {
             return Err(health.lose("staging memory was mapped at another alignment"));
         }
         self.start.store(start, Ordering::Release);

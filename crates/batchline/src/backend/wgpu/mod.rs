@@ -40,10 +40,12 @@
 //! stays the owner's), a submission that did not get a number, a mapping that fails, or a panic of
 //! `Device::poll`, which is caught; from then on each call says so and nothing polls any more.
 //!
-//! Not detectable: wgpu reports a command buffer that failed on Metal as completed. And
-//! `wgpu::Device::destroy` takes the memory away from under mapped staging buffers at the next
-//! poll, which no user of wgpu can prevent: whoever destroys a device that he lent us must stop
-//! the loader first.
+//! Not detectable: wgpu reports a command buffer that failed on Metal as completed.
+//!
+//! Not preventable: after `wgpu::Device::destroy`, the next poll by anybody frees the memory under
+//! buffers that are mapped, and a worker that fills one crashes. (wgpu's own views have the same
+//! hole; a device that is lost by itself keeps them.) Who destroys a device must have stopped its
+//! loaders and dropped its staging buffers.
 //!
 //! # Files
 //!

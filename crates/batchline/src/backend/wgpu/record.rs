@@ -161,7 +161,7 @@ impl Recorder<'_> {
         if !self.staging.iter().any(|known| Arc::ptr_eq(known, mapping)) {
             self.staging.push(Arc::clone(mapping));
         }
-        Ok((Arc::clone(mapping), mapping.pad + offset))
+        Ok((Arc::clone(mapping), mapping.place(offset)))
     }
 }
 
@@ -207,10 +207,12 @@ fn copy(
     }
     // The queue orders all users of the detour, also those of segments before and after.
     let detour = kernels.detour(device, DETOUR);
-    for start in (0..src.size).step_by(DETOUR as usize) {
+    let mut start = 0;
+    while start < src.size {
         let size = DETOUR.min(src.size - start);
         encoder.copy_buffer_to_buffer(src.buffer, src.offset + start, detour, 0, size);
         encoder.copy_buffer_to_buffer(detour, 0, dst.buffer, dst.offset + start, size);
+        start += size;
     }
 }
 
@@ -251,6 +253,10 @@ fn custom(
 fn binding<'a>(region: Region<'a>) -> Result<wgpu::BufferBinding<'a>> {
     let memory: &'a dyn DeviceMemory = region.memory;
     let place = Place::of(Region { memory, ..region })?;
+    if place.size == 0 {
+        // Without a size, a binding goes on to the end of the buffer.
+        return Err(Error::record("a custom operation", "wgpu binds no empty tensors"));
+    }
     Ok(wgpu::BufferBinding {
         buffer: place.buffer,
         offset: place.offset,

@@ -242,85 +242,18 @@ fn elements(dtype: DType, count: usize) -> Vec<u8> {
     let mut bytes = noise(count * dtype.size(), dtype.size() as u64 + 77);
     #[rustfmt::skip]
     let floats = [
-        0.0,
-        -0.0,
-        1.0,
-        -1.0,
-        0.5,
-        -0.5,
-        1.5,
-        2.5,
-        -2.5,
-        127.5,
-        128.5,
-        255.5,
-        256.0,
-        -128.5,
-        -129.0,
-        32767.5,
-        -32768.5,
-        65504.0,
-        65519.9,
-        65520.0,
-        2_147_483_647.5,
-        -2_147_483_649.0,
-        9.3e18,
-        -9.3e18,
-        1e39,
-        -1e39,
-        1e300,
-        3.0e38,
-        3.4e38,
-        3.39e38,
-        3.4028235677973366e38,
-        6e-8,
-        2.9e-8,
-        2.98023223876953125e-8,
-        1e-40,
-        -1e-40,
-        7e-46,
-        7.1e-46,
-        1.17549435e-38,
-        5.9e-39,
-        5e-324,
-        1e-310,
-        0.1,
-        -0.3,
-        16_777_217.0,
-        1.00390625,
-        1.01171875,
-        f64::NAN,
-        -f64::NAN,
-        f64::INFINITY,
-        f64::NEG_INFINITY,
-        9_007_199_254_740_993.0,
-        0.499_999_999_999_999_94,
+        0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, 127.5, 128.5, 255.5, 256.0, -128.5,
+        -129.0, 32767.5, -32768.5, 65504.0, 65519.9, 65520.0, 2_147_483_647.5, -2_147_483_649.0,
+        9.3e18, -9.3e18, 1e39, -1e39, 1e300, 3.0e38, 3.4e38, 3.39e38, 3.4028235677973366e38, 6e-8,
+        2.9e-8, 1.0 / f64::from(1 << 25), 1e-40, -1e-40, 7e-46, 7.1e-46, 1.17549435e-38, 5.9e-39,
+        5e-324, 1e-310, 0.1, -0.3, 16_777_217.0, 1.00390625, 1.01171875, f64::NAN, -f64::NAN,
+        f64::INFINITY, f64::NEG_INFINITY, 9_007_199_254_740_993.0, 0.499_999_999_999_999_94,
     ];
     #[rustfmt::skip]
     let integers = [
-        0,
-        1,
-        -1,
-        127,
-        128,
-        255,
-        256,
-        -128,
-        -129,
-        32_767,
-        -32_768,
-        65_535,
-        16_777_217,
-        33_554_435,
-        i64::from(i32::MAX),
-        i64::from(i32::MIN),
-        i64::MAX,
-        i64::MIN,
-        i64::MAX - 512,
-        9_007_199_254_740_993,
-        -9_007_199_254_740_995,
-        (1 << 62) + 1,
-        0x7fff_ffbf_ffff_ffff,
+        0, 1, -1, 127, 128, 255, 256, -128, -129, 32_767, -32_768, 65_535, 16_777_217, 33_554_435,
+        i64::from(i32::MAX), i64::from(i32::MIN), i64::MAX, i64::MIN, i64::MAX - 512,
+        9_007_199_254_740_993, -9_007_199_254_740_995, (1 << 62) + 1, 0x7fff_ffbf_ffff_ffff,
     ];
     let mut at = 0;
     let mut put = |element: &[u8]| {
@@ -467,6 +400,61 @@ fn layouts_as_on_the_host() {
     }
 }
 
+/// A device with small bindings does the same in parts.
+#[test]
+fn small_bindings_make_chunks() {
+    let Some(bench) = bench() else { return };
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let adapter = pollster::block_on(instance.request_adapter(&Default::default())).unwrap();
+    let descriptor = wgpu::DeviceDescriptor {
+        required_limits: wgpu::Limits {
+            max_storage_buffer_binding_size: 16 << 10,
+            max_compute_workgroups_per_dimension: 5,
+            ..Default::default()
+        },
+        ..Default::default()
+    };
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
+    drop(bench);
+    let mut bench = Bench { backend: WgpuBackend::adopt(device, queue).unwrap(), value: 0 };
+    let (hwc, chw) = (ChannelOrder::Nhwc, ChannelOrder::Nchw);
+    for (source_order, target_order) in [(hwc, hwc), (chw, chw), (hwc, chw), (chw, hwc)] {
+        for (from, to) in [(DType::U8, DType::F32), (DType::F64, DType::I8)] {
+            let spec = ConvertSpec {
+                elements: 3 * 35 * 501,
+                channels: 3,
+                pixels: 35,
+                source_order,
+                target_order,
+                ..plain(from, to, 0)
+            };
+            compare(&mut bench, &spec, false);
+            compare(&mut bench, &with_factors(spec, 3), true);
+        }
+    }
+    let memory = bench.memory(100_008);
+    bench.run(vec![
+        Command::Fill { dst: region(&*memory, 0, 100_008), element: &[1] },
+        Command::Fill { dst: region(&*memory, 4, 100_000), element: &[1, 2, 3, 4, 5, 6, 7, 8] },
+    ]);
+    let mut expected = vec![1; 4];
+    expected.extend([1, 2, 3, 4, 5, 6, 7, 8].repeat(12_500));
+    expected.extend([1; 4]);
+    assert!(bench.download(&*memory, 0, 100_008) == expected);
+    // An image that fits no binding.
+    let large = ConvertSpec {
+        elements: 3 * 20_000,
+        channels: 3,
+        pixels: 20_000,
+        target_order: chw,
+        ..plain(DType::U8, DType::U8, 0)
+    };
+    let (a, b) = (bench.memory(60_000), bench.memory(60_000));
+    let (src, dst) = (region(&*a, 0, 60_000), region(&*b, 0, 60_000));
+    let error = bench.submit(vec![Command::Convert { src, dst, spec: &large }]).unwrap_err().error;
+    assert!(error.to_string().contains("in parts"), "{error}");
+}
+
 /// Each `f16` and `bf16`, through `f32` products of all sizes.
 #[test]
 fn half_precision_exhaustively() {
@@ -518,7 +506,8 @@ fn custom_work_that_fails_takes_nothing_along() {
     let Some(mut bench) = bench() else { return };
     let (up, memory) = (bench.staging(Direction::Upload, 64), bench.memory(64));
     let stranger = WgpuBackend::buffer(&*memory).unwrap().clone();
-    let works: Vec<Box<dyn FnOnce(crate::WgpuCustom<'_>) -> Result<(), crate::BoxError> + Send>> = vec![
+    type Work = Box<dyn FnOnce(crate::WgpuCustom<'_>) -> Result<(), crate::BoxError> + Send>;
+    let works: Vec<Work> = vec![
         Box::new(|_| Err("no".into())),
         Box::new(|_| panic!("no")),
         // Out of bounds: found when the commands are finished.
@@ -534,12 +523,12 @@ fn custom_work_that_fails_takes_nothing_along() {
         mapped_at_creation: true,
     });
     let still_mapped = mapped.clone();
-    let late: Box<dyn FnOnce(crate::WgpuCustom<'_>) -> _ + Send> = Box::new(move |custom| {
+    let late: Work = Box::new(move |custom| {
         // Found when the commands are submitted.
         custom.encoder.clear_buffer(&still_mapped, 0, None);
         Ok(())
     });
-    for work in works.into_iter().chain([late as _]) {
+    for work in works.into_iter().chain([late]) {
         write(&*up, 0, &noise(64, 8));
         let error = bench
             .submit(vec![

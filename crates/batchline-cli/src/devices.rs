@@ -1,0 +1,176 @@
+//! `batchline devices`: what there is to load onto, what is missing, and how fast it is.
+
+use batchline::{Device, DeviceInfo, DeviceKind, Error, Found};
+use serde::Serialize;
+
+use crate::copy_rate;
+use crate::failure::Failure;
+use crate::options::{DeviceChoice, DevicesOptions};
+use crate::output::{print, print_json};
+use crate::quantities::{byte_rate, bytes};
+
+/// Opens the device that the user named.
+pub(crate) fn open(choice: DeviceChoice) -> Result<Device, Error> {
+    match choice {
+        DeviceChoice::Auto => Ok(Device::auto()),
+        DeviceChoice::Host => Ok(Device::host()),
+        DeviceChoice::Cuda(None) => Err(no_cuda("cuda")),
+        DeviceChoice::Cuda(Some(number)) => Err(no_cuda(&format!("cuda:{number}"))),
+        DeviceChoice::Wgpu => open_wgpu(),
+    }
+}
+
+#[cfg(feature = "wgpu")]
+fn open_wgpu() -> Result<Device, Error> {
+    Device::wgpu()
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn open_wgpu() -> Result<Device, Error> {
+    Err(no_wgpu())
+}
+
+fn no_cuda(wanted: &str) -> Error {
+    Error::NoDevice {
+        wanted: wanted.to_owned(),
+        reason: "this build has no CUDA device".to_owned(),
+        remedy: "use wgpu, which reaches NVIDIA's GPUs through Vulkan, or auto".to_owned(),
+    }
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn no_wgpu() -> Error {
+    Error::NoDevice {
+        wanted: "wgpu".to_owned(),
+        reason: "this build has no wgpu device".to_owned(),
+        remedy: "build it with the feature wgpu, or use the host".to_owned(),
+    }
+}
+
+/// What was found and what was not, as JSON has it.
+#[derive(Debug, Default, Serialize)]
+struct Listing {
+    devices: Vec<Present>,
+    missing: Vec<Absent>,
+}
+
+#[derive(Debug, Serialize)]
+struct Present {
+    #[serde(flatten)]
+    info: DeviceInfo,
+    /// The copy rate; `None` where it was not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_per_second: Option<f64>,
+    /// Why it could not be measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_measured: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Absent {
+    wanted: String,
+    reason: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    remedy: String,
+}
+
+/// Prints the list.
+pub(crate) fn list(options: &DevicesOptions) -> Result<(), Failure> {
+    let mut listing = Listing::default();
+    for found in Device::list() {
+        match found {
+            Found::Device(info) => {
+                let present = Present { info, bytes_per_second: None, not_measured: None };
+                listing.devices.push(present);
+            }
+            Found::Missing(error) => listing.missing.push(Absent::of(error)),
+            // There may be more to find in later versions.
+            _ => {}
+        }
+    }
+    #[cfg(not(feature = "wgpu"))]
+    listing.missing.push(Absent::of(no_wgpu()));
+    listing.missing.push(Absent::of(no_cuda("cuda")));
+    if options.measure {
+        measure(&mut listing.devices);
+    }
+    if options.json { print_json(&listing) } else { print(&text(&listing)) }
+}
+
+/// Measures each device. One that can't be is no failure: the others still are of interest.
+fn measure(devices: &mut [Present]) {
+    let mut opened: Vec<DeviceKind> = Vec::new();
+    for present in devices {
+        let kind = present.info.kind;
+        // A kind's name opens its best device, the one that is listed first.
+        let result = if opened.contains(&kind) {
+            Err("it cannot be opened by name; an application can hand it over".to_owned())
+        } else {
+            opened.push(kind);
+            open_kind(kind)
+                .and_then(|device| copy_rate::measure(&device))
+                .map_err(|error| error.chain())
+        };
+        match result {
+            Ok(rate) => present.bytes_per_second = Some(rate),
+            Err(reason) => present.not_measured = Some(reason),
+        }
+    }
+}
+
+fn open_kind(kind: DeviceKind) -> Result<Device, Error> {
+    match kind {
+        DeviceKind::Host => Ok(Device::host()),
+        DeviceKind::Wgpu => open_wgpu(),
+        other => Err(Error::NoDevice {
+            wanted: other.to_string(),
+            reason: "this tool does not know how to open it".to_owned(),
+            remedy: "use host or wgpu".to_owned(),
+        }),
+    }
+}
+
+impl Absent {
+    fn of(error: Error) -> Self {
+        match error {
+            Error::NoDevice { wanted, reason, remedy } => Self { wanted, reason, remedy },
+            other => {
+                Self { wanted: "device".to_owned(), reason: other.chain(), remedy: String::new() }
+            }
+        }
+    }
+}
+
+/// The list for people: what can be used first, the best on top.
+fn text(listing: &Listing) -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    // Writing to a String does not fail.
+    for Present { info, bytes_per_second, not_measured } in &listing.devices {
+        let _ = write!(text, "{:8}{}", info.kind.to_string(), info.name);
+        if info.kind != DeviceKind::Host {
+            text.push_str(if info.hardware { ", hardware" } else { ", software" });
+        }
+        if !info.driver.is_empty() {
+            let _ = write!(text, ", driver {}", info.driver);
+        }
+        let largest = match info.max_allocation {
+            // That is, none.
+            limit if limit >= 1 << 62 => String::new(),
+            limit => format!(", buffers of up to {}", bytes(limit)),
+        };
+        text.push_str(&largest);
+        if let Some(rate) = bytes_per_second {
+            let _ = write!(text, ", copies at {}", byte_rate(*rate));
+        }
+        if let Some(reason) = not_measured {
+            let _ = write!(text, ", not measured: {reason}");
+        }
+        text.push('\n');
+    }
+    for Absent { wanted, reason, remedy } in &listing.missing {
+        let separator = if remedy.is_empty() { "" } else { "; " };
+        let _ = writeln!(text, "{wanted:8}missing: {reason}{separator}{remedy}");
+    }
+    text
+}

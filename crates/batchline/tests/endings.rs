@@ -1,0 +1,646 @@
+//! How a stream can end, and that everything is let go of each time.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier, mpsc};
+use std::time::{Duration, Instant};
+
+use batchline::testing::{FaultControl, FaultPlan, faulty_device};
+use batchline::{
+    AsyncDataLoader, AsyncDataLoaderConfig, BoxError, ConfigBuilder, DType, DataSource, Dataset,
+    Delivery, Device, Error, ErrorPolicy, FnDataset, FnSource, HostTensor, MemoryManager, Sample,
+    SampleMut, SampleSpec,
+};
+
+/// Numbers; `read` may do what it likes before one is written.
+fn numbers(
+    len: u64,
+    read: impl Fn(u64) -> Result<(), BoxError> + Send + Sync + 'static,
+) -> impl Dataset + 'static {
+    let spec = SampleSpec::new(DType::I64, &[]).unwrap();
+    FnDataset::new(len, spec, move |index, sample: &mut SampleMut<'_>| {
+        read(index)?;
+        Ok(sample.write(0, &[index.cast_signed()])?)
+    })
+}
+
+fn builder(memory: &MemoryManager) -> ConfigBuilder {
+    AsyncDataLoaderConfig::builder().batch_size(10).workers(4).memory_manager(memory.clone())
+}
+
+fn host() -> MemoryManager {
+    MemoryManager::new(&Device::host())
+}
+
+fn faulty(plan: FaultPlan) -> (MemoryManager, FaultControl) {
+    let (device, control) = faulty_device(plan);
+    (MemoryManager::new(&device), control)
+}
+
+fn start(dataset: impl Dataset + 'static, config: ConfigBuilder) -> AsyncDataLoader {
+    let loader = AsyncDataLoader::new(dataset, config.build().unwrap()).unwrap();
+    loader.start().unwrap();
+    loader
+}
+
+fn values(batch: &batchline::GpuBatch) -> Vec<i64> {
+    batch.input_tensor().to_vec::<i64>().unwrap()
+}
+
+/// Everything has come home: no memory in use but what was quarantined.
+fn assert_home(memory: &MemoryManager) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let stats = memory.stats();
+        if stats.device_in_use == 0 && stats.staging_in_use == 0 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "not home: {stats:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn an_error_comes_behind_the_batches_before_it_and_again_at_every_call() {
+    for workers in [1, 4, 8] {
+        let memory = host();
+        let fail = |index| if index == 37 { Err("no such luck".into()) } else { Ok(()) };
+        let loader = start(numbers(100, fail), builder(&memory).workers(workers));
+        for number in 0..3 {
+            let batch = loader.get_batch().unwrap().unwrap();
+            assert_eq!(values(&batch), (number * 10..number * 10 + 10).collect::<Vec<i64>>());
+        }
+        for _ in 0..3 {
+            let error = loader.get_batch().unwrap_err();
+            assert_eq!(
+                error.chain(),
+                "worker: sample 37 in batch 3 of epoch 0: no such luck",
+                "{workers} workers"
+            );
+        }
+        assert_eq!(loader.batches().count(), 1, "an iterator ends after the error");
+        loader.stop().unwrap();
+        assert_home(&memory);
+    }
+}
+
+#[test]
+fn of_several_errors_the_first_sample_counts() {
+    for round in 0..20 {
+        let fail = |index: u64| {
+            if index % 10 >= 4 { Err(format!("bad {index}").into()) } else { Ok(()) }
+        };
+        let loader = start(numbers(100, fail), builder(&host()).workers(8));
+        let error = loader.get_batch().unwrap_err();
+        assert!(matches!(error, Error::Stage { sample: Some(4), .. }), "round {round}: {error}");
+    }
+}
+
+#[test]
+fn a_panic_of_the_source_is_an_error() {
+    let memory = host();
+    let fail = |index| if index == 15 { panic!("a bug in the decoder") } else { Ok(()) };
+    let loader = start(numbers(100, fail), builder(&memory));
+    assert!(loader.get_batch().unwrap().is_some());
+    let error = loader.get_batch().unwrap_err().chain();
+    assert!(error.contains("sample 15") && error.contains("a bug in the decoder"), "{error}");
+    loader.stop().unwrap();
+    assert_home(&memory);
+}
+
+#[test]
+fn skipped_samples_are_left_out_counted_and_listed() {
+    for workers in [1, 8] {
+        let fail = |index: u64| if index % 7 == 3 { Err("bad".into()) } else { Ok(()) };
+        let policy = ErrorPolicy::Skip { at_most: 10 };
+        let config = || builder(&host()).workers(workers).error_policy(policy);
+        let loader = start(numbers(50, fail), config());
+        let batches: Vec<_> =
+            loader.batches().map(|batch| values(&batch.unwrap())).collect::<Vec<_>>();
+        let good: Vec<i64> = (0..50).filter(|index| index % 7 != 3).collect();
+        assert_eq!(batches.len(), 5);
+        assert_eq!(batches.concat(), good);
+        let state = loader.state();
+        let skipped: Vec<_> = state.skipped.iter().map(|skip| skip.sample.unwrap()).collect();
+        assert_eq!(skipped, [3, 10, 17, 24, 31, 38, 45]);
+        assert!(state.skipped[0].reason.contains("bad"), "{:?}", state.skipped[0]);
+        assert_eq!(loader.stats().skipped, 7);
+        // A resume remembers them.
+        let resumed = start(numbers(50, fail), config().epochs(2).resume_from(state));
+        assert_eq!(resumed.state().skipped.len(), 7);
+        let error = resumed.batches().find_map(Result::err).unwrap();
+        assert!(matches!(error, Error::TooManySkipped { skipped: 11, at_most: 10, .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_batch_of_which_all_is_skipped_is_delivered_empty() {
+    let fail = |index: u64| if (10..20).contains(&index) { Err("bad".into()) } else { Ok(()) };
+    for unified in [true, false] {
+        let (memory, _) = faulty(FaultPlan { unified, ..FaultPlan::default() });
+        let policy = ErrorPolicy::Skip { at_most: 10 };
+        let loader = start(numbers(30, fail), builder(&memory).error_policy(policy));
+        let lens: Vec<u64> = loader.batches().map(|batch| batch.unwrap().len()).collect();
+        assert_eq!(lens, [10, 0, 10]);
+    }
+}
+
+#[test]
+fn reads_are_retried() {
+    let failures = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&failures);
+    let fail = move |index| {
+        if index == 5 && count.fetch_add(1, Ordering::SeqCst) < 2 {
+            return Err("not yet".into());
+        }
+        Ok(())
+    };
+    let retry = |times| ErrorPolicy::Retry { times, backoff: Duration::from_millis(1) };
+    let loader = start(numbers(20, fail), builder(&host()).error_policy(retry(2)));
+    assert_eq!(loader.batches().map(|batch| batch.unwrap().len()).sum::<u64>(), 20);
+    assert_eq!(loader.stats().retries, 2);
+
+    let always = |index| if index == 5 { Err("never".into()) } else { Ok(()) };
+    let loader = start(numbers(20, always), builder(&host()).error_policy(retry(3)));
+    assert!(loader.get_batch().unwrap_err().chain().contains("never"));
+    assert_eq!(loader.stats().retries, 3);
+}
+
+#[test]
+fn stop_interrupts_a_long_backoff() {
+    let backoff = Duration::from_secs(3600);
+    let policy = ErrorPolicy::Retry { times: 9, backoff };
+    let loader =
+        start(numbers(20, |_| Err("never".into())), builder(&host()).error_policy(policy));
+    std::thread::sleep(Duration::from_millis(10));
+    let before = Instant::now();
+    loader.stop().unwrap();
+    assert!(before.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn stop_in_the_middle_joins_all_threads_and_brings_all_memory_home() {
+    for unified in [true, false] {
+        for taken in 0..4 {
+            let (memory, _) = faulty(FaultPlan {
+                unified,
+                seed: taken,
+                max_delay: Duration::from_micros(300),
+                ..FaultPlan::default()
+            });
+            let slow = |_| {
+                std::thread::sleep(Duration::from_micros(50));
+                Ok(())
+            };
+            let loader = start(numbers(1000, slow), builder(&memory).endless());
+            let held: Vec<_> = (0..taken).map(|_| loader.get_batch().unwrap().unwrap()).collect();
+            loader.stop().unwrap();
+            // What the consumer holds stays good.
+            for (number, batch) in held.iter().enumerate() {
+                let first = number as i64 * 10;
+                assert_eq!(values(batch), (first..first + 10).collect::<Vec<i64>>());
+            }
+            assert!(matches!(loader.get_batch(), Err(Error::Lifecycle { .. })));
+            drop(held);
+            assert_home(&memory);
+        }
+    }
+}
+
+#[test]
+fn dropping_the_loader_stops_it() {
+    let reads = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&reads);
+    let memory = host();
+    let counting = move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    };
+    let loader = start(numbers(1000, counting), builder(&memory).endless());
+    let batch = loader.get_batch().unwrap().unwrap();
+    drop(loader);
+    let after = reads.load(Ordering::SeqCst);
+    std::thread::sleep(Duration::from_millis(5));
+    assert_eq!(reads.load(Ordering::SeqCst), after, "a worker outlived the loader");
+    assert_eq!(values(&batch).len(), 10);
+    drop(batch);
+    assert_home(&memory);
+}
+
+#[test]
+fn a_consumer_that_waits_is_woken_by_stop() {
+    let block = Arc::new(Barrier::new(2));
+    let (entered, waiting) = mpsc::channel();
+    let barrier = Arc::clone(&block);
+    let blocked = move |index| {
+        if index == 0 {
+            entered.send(())?;
+            barrier.wait();
+        }
+        Ok(())
+    };
+    let loader = Arc::new(start(numbers(100, blocked), builder(&host())));
+    waiting.recv().unwrap();
+    let other = Arc::clone(&loader);
+    let consumer = std::thread::spawn(move || other.get_batch().map(|batch| batch.is_some()));
+    std::thread::sleep(Duration::from_millis(5));
+    let stopper = Arc::clone(&loader);
+    let stop = std::thread::spawn(move || stopper.stop());
+    assert!(matches!(consumer.join().unwrap(), Err(Error::Lifecycle { state: "stopped", .. })));
+    block.wait();
+    stop.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_source_that_never_returns_is_detached() {
+    let hold = Arc::new(AtomicBool::new(true));
+    let held = Arc::clone(&hold);
+    let memory = host();
+    let blocked = move |index| {
+        while index == 12 && held.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    };
+    let config = builder(&memory).stop_timeout(Duration::from_millis(50));
+    let loader = start(numbers(100, blocked), config);
+    assert!(loader.get_batch().unwrap().is_some());
+    let delivery = loader.get_batch_timeout(Duration::from_millis(10)).unwrap();
+    assert!(matches!(delivery, Delivery::NotYet));
+    assert!(matches!(loader.try_get_batch().unwrap(), Delivery::NotYet));
+    let before = Instant::now();
+    let error = loader.stop().unwrap_err();
+    assert!(matches!(error, Error::Detached { workers: 1, .. }), "{error}");
+    assert!(before.elapsed() < Duration::from_secs(5));
+    // A data set may be read again while the straggler is still inside.
+    loader.start().unwrap();
+    assert!(loader.get_batch().unwrap().is_some());
+    hold.store(false, Ordering::SeqCst);
+    loader.stop().unwrap();
+    drop(loader);
+    assert_home(&memory);
+}
+
+#[test]
+fn a_pull_source_that_never_returns_is_not_called_again() {
+    let (release, released) = mpsc::channel::<()>();
+    let source = FnSource::new(move |size| {
+        let _ = released.recv();
+        let numbers = vec![0i64; size];
+        Ok(Some(Sample::new(HostTensor::new(numbers, &[size as u64])?)))
+    });
+    let config = builder(&host()).stop_timeout(Duration::from_millis(20)).build().unwrap();
+    let loader = AsyncDataLoader::from_source(source, config).unwrap();
+    loader.start().unwrap();
+    std::thread::sleep(Duration::from_millis(5));
+    assert!(matches!(loader.stop(), Err(Error::Detached { workers: 1, .. })));
+    let error = loader.start().unwrap_err();
+    assert!(matches!(error, Error::Lifecycle { state: "still stopping", .. }), "{error}");
+    drop(release);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while loader.start().is_err() {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // It can't be reset, and says so.
+    assert!(loader.get_batch().unwrap_err().chain().contains("can't start again"));
+}
+
+#[test]
+fn a_consumer_that_holds_everything_is_told_so() {
+    for unified in [true, false] {
+        let (memory, _) = faulty(FaultPlan { unified, ..FaultPlan::default() });
+        let config = builder(&memory).prefetch_depth(2).max_held(1);
+        let loader = start(numbers(1000, |_| Ok(())), config);
+        let mut held: Vec<_> = (0..3).map(|_| loader.get_batch().unwrap().unwrap()).collect();
+        let error = loader.get_batch().unwrap_err();
+        assert!(matches!(error, Error::TooManyHeld { held: 3, max_held: 1 }), "{error}");
+        assert!(loader.try_get_batch().is_err());
+        // Dropping one is enough, and nothing was lost.
+        held.pop();
+        assert_eq!(values(&loader.get_batch().unwrap().unwrap())[0], 30);
+    }
+}
+
+#[test]
+fn limits_bound_the_buffers_and_one_of_each_is_enough() {
+    let (device, _) = faulty_device(FaultPlan::default());
+    // Ten numbers fit 256 bytes: two slots and one output.
+    let limits = batchline::MemoryLimits::default().device_limit(256).staging_limit(512);
+    let memory = MemoryManager::with_limits(&device, limits);
+    let loader = start(numbers(100, |_| Ok(())), builder(&memory).prefetch_depth(5));
+    let mut seen = Vec::new();
+    while let Some(batch) = loader.get_batch().unwrap() {
+        let input = batch.input_tensor().clone();
+        drop(batch);
+        seen.extend(input.to_vec::<i64>().unwrap());
+    }
+    assert_eq!(seen, (0..100).collect::<Vec<i64>>());
+    let stats = memory.stats();
+    assert!(stats.device_in_use + stats.device_cached <= 256, "{stats:?}");
+    assert!(stats.staging_in_use + stats.staging_cached <= 512, "{stats:?}");
+
+    let limits = batchline::MemoryLimits::default().staging_limit(64);
+    let memory = MemoryManager::with_limits(&device, limits);
+    let config = builder(&memory).build().unwrap();
+    let loader = AsyncDataLoader::new(numbers(100, |_| Ok(())), config).unwrap();
+    let error = loader.start().unwrap_err();
+    assert!(matches!(error, Error::TooLarge { limit: 64, .. }), "{error}");
+}
+
+#[test]
+fn staging_memory_does_not_grow_with_the_workers() {
+    let in_flight = |workers| {
+        let (memory, _) = faulty(FaultPlan::default());
+        let loader = start(numbers(1000, |_| Ok(())), builder(&memory).workers(workers));
+        while loader.get_batch().unwrap().is_some() {}
+        loader.stats().staging_bytes
+    };
+    assert_eq!(in_flight(1), in_flight(32));
+}
+
+#[test]
+fn nothing_is_allocated_in_a_steady_state() {
+    for unified in [true, false] {
+        let (memory, _) = faulty(FaultPlan { unified, ..FaultPlan::default() });
+        let config = builder(&memory).endless().convert(DType::F32, Default::default());
+        let loader = start(numbers(1000, |_| Ok(())), config);
+        for _ in 0..5 {
+            loader.get_batch().unwrap().unwrap();
+        }
+        let before = memory.stats().allocations;
+        for _ in 0..50 {
+            loader.get_batch().unwrap().unwrap();
+        }
+        assert_eq!(memory.stats().allocations, before);
+        // Starting again takes what is there.
+        loader.stop().unwrap();
+        loader.start().unwrap();
+        loader.get_batch().unwrap().unwrap();
+        assert_eq!(memory.stats().allocations, before);
+    }
+}
+
+/// Takes batches until the stream ends; returns them and the error.
+fn drain(loader: &AsyncDataLoader) -> (Vec<i64>, Option<Error>) {
+    let mut seen = Vec::new();
+    loop {
+        match loader.get_batch() {
+            Ok(Some(batch)) => match batch.input_tensor().to_vec::<i64>() {
+                Ok(values) => seen.extend(values),
+                Err(error) => return (seen, Some(error)),
+            },
+            Ok(None) => return (seen, None),
+            Err(error) => return (seen, Some(error)),
+        }
+    }
+}
+
+#[test]
+fn any_submission_that_fails_ends_in_an_error_and_everything_comes_home() {
+    for number in 1..=10 {
+        let plan = FaultPlan { fail_submit: Some(number), ..FaultPlan::default() };
+        let (memory, _) = faulty(plan);
+        let loader = start(numbers(100, |_| Ok(())), builder(&memory));
+        let (seen, error) = drain(&loader);
+        let error = error.expect("the failure").chain();
+        assert!(error.contains("a test made it fail"), "{number}: {error}");
+        assert_eq!(seen, (0..seen.len() as i64).collect::<Vec<i64>>());
+        loader.stop().unwrap();
+        drop(loader);
+        assert_home(&memory);
+        assert_eq!(memory.stats().quarantined, 0, "nothing had reached the device");
+        memory.device().check().unwrap();
+    }
+}
+
+#[test]
+fn what_may_have_reached_the_device_is_quarantined() {
+    for number in 1..=10 {
+        for panics in [false, true] {
+            let mut plan = FaultPlan { max_delay: Duration::from_micros(100), ..Default::default() };
+            let fault = if panics { &mut plan.panic_in_submit } else { &mut plan.fail_after_enqueue };
+            *fault = Some(number);
+            let (memory, _) = faulty(plan);
+            let loader = start(numbers(100, |_| Ok(())), builder(&memory));
+            let (_, error) = drain(&loader);
+            assert!(error.is_some());
+            assert!(memory.device().check().unwrap_err().is_device_lost());
+            assert!(loader.get_batch().is_err(), "a lost device stays lost");
+            loader.stop().unwrap();
+            drop(loader);
+            assert_home(&memory);
+            assert!(memory.stats().quarantined > 0);
+        }
+    }
+}
+
+#[test]
+fn a_lost_device_ends_every_wait() {
+    for segment in [1, 2, 3, 7, 20] {
+        for unified in [false, true] {
+            let plan = FaultPlan {
+                unified,
+                seed: segment,
+                max_delay: Duration::from_micros(200),
+                lose_at: Some(segment),
+                ..FaultPlan::default()
+            };
+            let (memory, _) = faulty(plan);
+            let config = builder(&memory).endless().convert(DType::F32, Default::default());
+            let loader = start(numbers(1000, |_| Ok(())), config);
+            let error = loop {
+                match loader.get_batch() {
+                    Ok(batch) => drop(batch),
+                    Err(error) => break error,
+                }
+            };
+            assert!(error.is_device_lost(), "{error}");
+            assert!(loader.get_batch().unwrap_err().is_device_lost());
+            loader.stop().unwrap();
+            assert!(loader.start().unwrap_err().is_device_lost());
+        }
+    }
+}
+
+#[test]
+fn a_device_that_is_lost_while_everybody_waits() {
+    let (memory, control) = faulty(FaultPlan::default());
+    control.hold_transfers();
+    let loader = Arc::new(start(numbers(1000, |_| Ok(())), builder(&memory)));
+    let pool = batchline::StagingBufferPool::with_buffer_size(&memory, 1, 256).unwrap();
+    let _taken = pool.get_buffer().unwrap();
+    let other = pool.clone();
+    let waiter = std::thread::spawn(move || other.get_buffer().map(drop));
+    let tensor = memory.tensor(&[8], DType::U8).unwrap();
+    let reader = std::thread::spawn(move || tensor.to_vec::<u8>());
+    std::thread::sleep(Duration::from_millis(20));
+    control.lose();
+    assert!(waiter.join().unwrap().unwrap_err().is_device_lost());
+    assert!(reader.join().unwrap().unwrap_err().is_device_lost());
+    let error = loop {
+        match loader.get_batch() {
+            Ok(batch) => drop(batch),
+            Err(error) => break error,
+        }
+    };
+    assert!(error.is_device_lost(), "{error}");
+}
+
+#[test]
+fn an_allocation_that_fails_is_an_error_of_start() {
+    for number in 1..=6 {
+        let (memory, _) = faulty(FaultPlan { fail_allocation: Some(number), ..FaultPlan::default() });
+        let config = builder(&memory).build().unwrap();
+        let loader = AsyncDataLoader::new(numbers(100, |_| Ok(())), config).unwrap();
+        let error = loader.start().unwrap_err().chain();
+        assert!(error.contains("a test made it fail"), "{error}");
+        assert_home(&memory);
+        // It happens once; the next start works.
+        loader.start().unwrap();
+        assert!(loader.get_batch().unwrap().is_some());
+    }
+}
+
+#[test]
+fn a_slot_is_free_only_when_its_transfer_is_over() {
+    let (memory, control) = faulty(FaultPlan::default());
+    control.hold_transfers();
+    let loader = start(numbers(1000, |_| Ok(())), builder(&memory).prefetch_depth(2));
+    // Two slots are full and in flight; nothing else can be read.
+    while control.submissions() < 2 {
+        std::thread::yield_now();
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(control.submissions(), 2, "a third batch went through a slot in flight");
+    control.release();
+    let (seen, error) = drain(&loader);
+    assert!(error.is_none());
+    assert_eq!(seen, (0..1000).collect::<Vec<i64>>());
+}
+
+#[test]
+fn an_output_is_rewritten_only_after_the_consumers_work_on_it() {
+    for seed in 0..5 {
+        let plan =
+            FaultPlan { seed, max_delay: Duration::from_micros(300), ..FaultPlan::default() };
+        let (memory, control) = faulty(plan);
+        let loader = start(numbers(600, |_| Ok(())), builder(&memory).prefetch_depth(2).max_held(1));
+        control.hold_consumer();
+        for number in 0..3i64 {
+            let batch = loader.get_batch().unwrap().unwrap();
+            let expected: Vec<i64> = (number * 10..number * 10 + 10).collect();
+            control.consume(batch.input_tensor(), to_bytes(&expected));
+            // Dropped at once, with the work on it still enqueued.
+        }
+        std::thread::sleep(Duration::from_millis(5));
+        control.release();
+        for number in 3..60i64 {
+            let batch = loader.get_batch().unwrap().unwrap();
+            let expected: Vec<i64> = (number * 10..number * 10 + 10).collect();
+            control.consume(batch.input_tensor(), to_bytes(&expected));
+        }
+        assert!(loader.get_batch().unwrap().is_none());
+        loader.stop().unwrap();
+        memory.device().check().unwrap();
+        let run = control.segments_run();
+        while control.segments_run() < run + 1 && control.mismatches() == 0 {
+            if control.segments_run() >= 180 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(control.mismatches(), 0, "seed {seed}");
+    }
+}
+
+fn to_bytes(values: &[i64]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_ne_bytes()).collect()
+}
+
+/// A pull source that misbehaves in one way.
+struct Odd(fn(u64, usize) -> Result<Option<Sample>, BoxError>, u64);
+
+impl DataSource for Odd {
+    fn get_batch(&mut self, batch_size: usize) -> Result<Option<Sample>, BoxError> {
+        self.1 += 1;
+        (self.0)(self.1, batch_size)
+    }
+    fn reset(&mut self) -> Result<(), BoxError> {
+        self.1 = 0;
+        Ok(())
+    }
+}
+
+fn zeros<T: batchline::Element>(dims: &[u64]) -> HostTensor {
+    let len = dims.iter().product::<u64>() as usize;
+    HostTensor::new(vec![T::zeroed(); len], dims).unwrap()
+}
+
+#[test]
+fn pull_sources_that_break_their_contract_are_told_so() {
+    let error = |odd: fn(u64, usize) -> Result<Option<Sample>, BoxError>| {
+        let config = builder(&host()).build().unwrap();
+        let loader = AsyncDataLoader::from_source(Odd(odd, 0), config).unwrap();
+        loader.start().unwrap();
+        loader.batches().find_map(Result::err).expect("an error").chain()
+    };
+    for (odd, part) in [
+        (
+            (|call, _| {
+                let width = if call < 3 { 4 } else { 5 };
+                Ok(Some(Sample::new(zeros::<f32>(&[10, width]))))
+            }) as fn(u64, usize) -> Result<Option<Sample>, BoxError>,
+            "the source changed its samples: input: f32 [4] became input: f32 [5]",
+        ),
+        (
+            |call, _| {
+                let same = Sample::new(zeros::<f32>(&[10]));
+                Ok(Some(if call < 3 { same } else { Sample::new(zeros::<f64>(&[10])) }))
+            },
+            "f32 [] became input: f64 []",
+        ),
+        (
+            |_, _| Ok(Some(Sample::new(zeros::<u8>(&[10])).label(zeros::<u8>(&[9])))),
+            "a tensor of shape [9] beside an input of shape [10]",
+        ),
+        (|_, _| Ok(Some(Sample::new(zeros::<u8>(&[11])))), "a batch of 11 samples"),
+        (|_, _| Ok(Some(Sample::new(zeros::<u8>(&[0])))), "a batch of 0 samples"),
+        (
+            |call, _| Ok(Some(Sample::new(zeros::<u8>(&[if call == 1 { 9 } else { 10 }])))),
+            "more after a short batch",
+        ),
+        (|_, _| Ok(None), "no samples"),
+        (|_, _| Err("the disk is gone".into()), "source: batch 0 of epoch 0: the disk is gone"),
+        (|_, _| panic!("a bug"), "the source panicked: a bug"),
+    ] {
+        let error = error(odd);
+        assert!(error.contains(part), "{error:?} should say {part:?}");
+    }
+}
+
+#[test]
+fn data_sets_that_break_their_contract_are_told_so() {
+    let spec = || {
+        SampleSpec::new(DType::F32, &[3]).unwrap().label(DType::U8, &[]).unwrap()
+    };
+    let error = |read: fn(&mut SampleMut<'_>) -> Result<(), BoxError>| {
+        let dataset = FnDataset::new(10, spec(), move |_, sample| read(sample));
+        start(dataset, builder(&host())).get_batch().unwrap_err().chain()
+    };
+    let missing = error(|sample| Ok(sample.write(0, &[0f32; 3])?));
+    assert!(missing.contains("did not write tensor \"label\""), "{missing}");
+    let long = error(|sample| Ok(sample.write(0, &[0f32; 4])?));
+    assert!(long.contains("input has 4 elements, expected 3"), "{long}");
+    let other = error(|sample| Ok(sample.write(0, &[0f64; 3])?));
+    assert!(other.contains("dtype f64, expected f32"), "{other}");
+}
+
+#[test]
+fn nothing_works_before_start() {
+    let config = builder(&host()).build().unwrap();
+    let loader = AsyncDataLoader::new(numbers(10, |_| Ok(())), config).unwrap();
+    assert!(matches!(loader.get_batch(), Err(Error::Lifecycle { state: "not started", .. })));
+    loader.stop().unwrap();
+    loader.start().unwrap();
+    assert!(matches!(loader.start(), Err(Error::Lifecycle { state: "started already", .. })));
+}
