@@ -49,7 +49,8 @@ impl Device {
     }
 
     /// A wgpu device of your own, so that a renderer or a compute framework shares its memory with
-    /// batchline.
+    /// batchline. Don't call `wgpu::Device::destroy` while batchline uses it: wgpu then unmaps
+    /// memory that workers may be writing.
     ///
     /// # Errors
     /// The device lacks what batchline needs, or is lost.
@@ -120,7 +121,8 @@ impl Device {
         self.core.check()
     }
 
-    /// The wgpu device and queue behind this device; `None` for another kind.
+    /// The wgpu device and queue behind this device; `None` for another kind. Don't call
+    /// `wgpu::Device::destroy` on it: wgpu then unmaps memory that workers may be writing.
     #[cfg(feature = "wgpu")]
     pub fn as_wgpu(&self) -> Option<(&wgpu::Device, &wgpu::Queue)> {
         let backend: &dyn std::any::Any = self.core.backend();

@@ -33,3 +33,16 @@ fn random_operations_with_delays() {
         conformance::random_operations(&device, seed);
     }
 }
+
+/// Runs on whatever adapter there is; a software rasteriser is enough.
+#[cfg(feature = "wgpu")]
+#[test]
+fn wgpu() {
+    if let Err(missing) = Device::wgpu() {
+        let required = std::env::var_os("BATCHLINE_REQUIRE_WGPU").is_some();
+        assert!(!required, "BATCHLINE_REQUIRE_WGPU is set, but: {missing}");
+        println!("skipped: {missing}");
+        return;
+    }
+    conformance::run_all(&|| Device::wgpu().expect("an adapter was found above"));
+}

@@ -18,6 +18,7 @@
 //! call fails such that this can't be known, [`SubmitError::enqueued`] says so, and the caller
 //! leaks the memory rather than reuse it (*quarantine*).
 
+use std::any::Any;
 use std::fmt;
 use std::time::Duration;
 
@@ -320,7 +321,7 @@ impl From<Error> for SubmitError {
 /// A device. See the [module](self) for streams, fences, and who keeps memory alive.
 ///
 /// Calls come from any thread. [`submit`](Self::submit) calls are made one at a time.
-pub trait Backend: fmt::Debug + Send + Sync + 'static {
+pub trait Backend: Any + fmt::Debug + Send + Sync {
     /// What the device is.
     fn info(&self) -> &DeviceInfo;
 
