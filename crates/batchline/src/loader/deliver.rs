@@ -34,16 +34,16 @@ pub(crate) enum Ending {
 
 /// What [`Deliver::take`] finds.
 #[derive(Debug)]
-pub(crate) enum Taken {
-    Ready(Box<Ready>),
+pub(crate) enum Taken<R = Ready> {
+    Ready(Box<R>),
     NotYet,
     Over(Ending),
 }
 
 /// See the [module](self).
 #[derive(Debug)]
-pub(crate) struct Deliver {
-    state: Mutex<State>,
+pub(crate) struct Deliver<R = Ready> {
+    state: Mutex<State<R>>,
     changed: Condvar,
     /// Outputs that the consumer holds.
     held: Arc<AtomicUsize>,
@@ -53,13 +53,13 @@ pub(crate) struct Deliver {
 }
 
 #[derive(Debug)]
-struct State {
-    ready: VecDeque<Ready>,
+struct State<R> {
+    ready: VecDeque<R>,
     ending: Option<Ending>,
     wakers: Vec<Waker>,
 }
 
-impl Deliver {
+impl<R> Deliver<R> {
     pub(crate) fn new(outputs: usize, max_held: usize) -> Self {
         Self {
             state: Mutex::new(State {
@@ -85,7 +85,7 @@ impl Deliver {
     }
 
     /// Adds the next batch. It is dropped where the stream is over already.
-    pub(crate) fn push(&self, ready: Ready) {
+    pub(crate) fn push(&self, ready: R) {
         let mut state = self.state.lock();
         if state.ending.is_none() {
             state.ready.push_back(ready);
@@ -109,7 +109,7 @@ impl Deliver {
         drop(dropped);
     }
 
-    fn wake(&self, mut state: crate::sync::MutexGuard<'_, State>) {
+    fn wake(&self, mut state: crate::sync::MutexGuard<'_, State<R>>) {
         let wakers = std::mem::take(&mut state.wakers);
         drop(state);
         self.changed.notify_all();
@@ -125,8 +125,8 @@ impl Deliver {
         &self,
         patience: Patience,
         waker: Option<&Waker>,
-        note: impl FnOnce(&Ready),
-    ) -> Result<Taken, Error> {
+        note: impl FnOnce(&R),
+    ) -> Result<Taken<R>, Error> {
         let mut state = self.state.lock();
         loop {
             if let Some(ready) = state.ready.pop_front() {
@@ -163,5 +163,66 @@ impl Deliver {
     /// Counts one more output as held.
     pub(crate) fn hold(&self) -> Held {
         Held::new(&self.held)
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::thread;
+
+    use super::*;
+
+    /// A batch, an ending and a consumer that waits, in any order: the batch, then the end.
+    #[test]
+    fn loom_batches_come_before_the_end() {
+        loom::model(|| {
+            let deliver = Arc::new(Deliver::<u32>::new(2, 1));
+            let producer = {
+                let deliver = Arc::clone(&deliver);
+                thread::spawn(move || {
+                    deliver.push(1);
+                    deliver.push(2);
+                    deliver.end(Ending::End);
+                    // Too late: nobody gets it.
+                    deliver.push(3);
+                })
+            };
+            for expected in [1, 2] {
+                match deliver.take(Patience::Forever, None, |_| {}).unwrap() {
+                    Taken::Ready(value) => assert_eq!(*value, expected),
+                    other => panic!("{other:?}"),
+                }
+            }
+            let last = deliver.take(Patience::Forever, None, |_| {}).unwrap();
+            assert!(matches!(last, Taken::Over(Ending::End)));
+            producer.join().unwrap();
+            assert_eq!(deliver.queued(), 0);
+        });
+    }
+
+    /// A stop meets a batch and a consumer that waits: he wakes, with the batch or the ending.
+    #[test]
+    fn loom_a_stop_wakes_the_consumer() {
+        loom::model(|| {
+            let deliver = Arc::new(Deliver::<u32>::new(2, 1));
+            let producer = {
+                let deliver = Arc::clone(&deliver);
+                thread::spawn(move || deliver.push(1))
+            };
+            let stopper = {
+                let deliver = Arc::clone(&deliver);
+                thread::spawn(move || {
+                    let error = Error::Closed { what: "loader" };
+                    deliver.abandon(Ending::Failed(error));
+                })
+            };
+            match deliver.take(Patience::Forever, None, |_| {}).unwrap() {
+                Taken::Ready(value) => assert_eq!(*value, 1),
+                Taken::Over(Ending::Failed(_)) => {}
+                other => panic!("{other:?}"),
+            }
+            producer.join().unwrap();
+            stopper.join().unwrap();
+        });
     }
 }

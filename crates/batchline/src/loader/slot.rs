@@ -17,7 +17,13 @@ pub(crate) enum Slot {
     Unified(Loan<DeviceLease>),
 }
 
-impl Slot {
+/// Memory that a ticket can be filled in.
+pub(crate) trait Fillable {
+    /// The first byte.
+    fn base(&self) -> NonNull<u8>;
+}
+
+impl Fillable for Slot {
     fn base(&self) -> NonNull<u8> {
         match self {
             Slot::Staging(buffer) => buffer.base(),
@@ -26,7 +32,9 @@ impl Slot {
             }
         }
     }
+}
 
+impl Slot {
     /// All rows, for one writer.
     pub(crate) fn rows<'a>(&'a mut self, layout: &'a BatchLayout) -> Rows<'a> {
         // SAFETY: a slot is made with at least `layout.bytes`, aligned to 256 and initialised by
@@ -58,7 +66,7 @@ impl Claim {
     /// by nobody else.
     pub(super) unsafe fn new(
         ticket: u64,
-        slot: &Slot,
+        slot: &impl Fillable,
         layout: &Arc<BatchLayout>,
         first: u64,
         end: u64,

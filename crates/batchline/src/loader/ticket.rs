@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::slot::{Claim, Slot};
+use super::slot::{Claim, Fillable, Slot};
 use crate::plan::BatchRows;
 use crate::source::BatchLayout;
 use crate::sync::{Condvar, Mutex};
@@ -30,9 +30,9 @@ pub(crate) struct Place {
 
 /// A batch that is filled, or failed.
 #[derive(Debug)]
-pub(crate) struct Ticket {
+pub(crate) struct Ticket<S = Slot> {
     pub(crate) place: Place,
-    pub(crate) slot: Slot,
+    pub(crate) slot: S,
     pub(crate) layout: Arc<BatchLayout>,
     /// Rows dealt out to workers: those before this one.
     claimed: u64,
@@ -73,8 +73,8 @@ pub(crate) struct Outcome {
 
 /// See the [module](self).
 #[derive(Debug)]
-pub(crate) struct Ring {
-    state: Mutex<State>,
+pub(crate) struct Ring<S = Slot> {
+    state: Mutex<State<S>>,
     /// Workers wait here for rows, or for their turn to open a ticket.
     work: Condvar,
     /// The submitter waits here for the ticket in front.
@@ -82,9 +82,9 @@ pub(crate) struct Ring {
 }
 
 #[derive(Debug)]
-struct State {
+struct State<S> {
     /// Open tickets in order. The front one is the next to be submitted.
-    tickets: VecDeque<Ticket>,
+    tickets: VecDeque<Ticket<S>>,
     /// The number of the front ticket.
     front: u64,
     /// Whether a worker is opening a ticket.
@@ -97,7 +97,7 @@ struct State {
     stopped: bool,
 }
 
-impl Ring {
+impl<S: Fillable> Ring<S> {
     pub(crate) fn new() -> Self {
         Self {
             state: Mutex::new(State {
@@ -155,7 +155,7 @@ impl Ring {
     pub(crate) fn open(
         &self,
         place: Place,
-        slot: Slot,
+        slot: S,
         layout: &Arc<BatchLayout>,
         claimed: bool,
         skipped: Vec<SkippedRow>,
@@ -237,7 +237,7 @@ impl Ring {
     ///
     /// # Errors
     /// The source's error behind the last ticket.
-    pub(crate) fn next_full(&self) -> Result<Option<Ticket>, Error> {
+    pub(crate) fn next_full(&self) -> Result<Option<Ticket<S>>, Error> {
         let mut state = self.state.lock();
         loop {
             if state.stopped {
@@ -293,8 +293,144 @@ impl Ring {
     }
 }
 
-impl Ticket {
+impl<S> Ticket<S> {
     fn is_full(&self) -> bool {
         self.returned == self.place.rows.rows
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use std::ptr::NonNull;
+
+    use loom::thread;
+
+    use super::*;
+    use crate::memory::{Loan, Patience, Pool};
+    use crate::{DType, SampleSpec};
+
+    /// A slot of a model: memory for one batch.
+    type Memory = Box<[u64; 32]>;
+
+    impl Fillable for Loan<Memory> {
+        fn base(&self) -> NonNull<u8> {
+            NonNull::from(&**self).cast()
+        }
+    }
+
+    const ROWS: u64 = 2;
+
+    struct Model {
+        ring: Ring<Loan<Memory>>,
+        slots: Pool<Memory>,
+        next: Mutex<u64>,
+        layout: Arc<BatchLayout>,
+    }
+
+    impl Model {
+        fn new(slots: usize) -> Arc<Self> {
+            let spec = SampleSpec::new(DType::U8, &[]).unwrap();
+            Arc::new(Self {
+                ring: Ring::new(),
+                slots: Pool::new("slots", slots),
+                next: Mutex::new(0),
+                layout: Arc::new(BatchLayout::new(&spec, ROWS).unwrap()),
+            })
+        }
+
+        /// What a worker does, for so many batches in all.
+        fn work(&self, batches: u64) {
+            loop {
+                match self.ring.next_task(1) {
+                    Task::End => return,
+                    Task::Open => {
+                        let mut next = self.next.lock();
+                        if *next == batches {
+                            self.ring.end(None);
+                            continue;
+                        }
+                        match self.slots.acquire(Patience::Forever, || Ok(Box::new([0; 32]))) {
+                            Ok(slot) => {
+                                let rows = BatchRows { first: 0, rows: ROWS, padding: 0 };
+                                let place = Place { epoch: 0, batch: *next, rows, last: false };
+                                *next += 1;
+                                self.ring.open(place, slot, &self.layout, false, Vec::new());
+                            }
+                            Err(error) => self.ring.end(Some(error)),
+                        }
+                    }
+                    Task::Fill(place, mut claim) => {
+                        let row = claim.first;
+                        let value = u8::try_from(10 * place.batch + row + 1).unwrap();
+                        claim.rows().all(0).fill(value);
+                        self.ring.hand_back(claim, Outcome::default());
+                    }
+                }
+            }
+        }
+
+        /// What the submitter does: the numbers of the batches, each checked.
+        fn submit(&self) -> Vec<u64> {
+            let mut seen = Vec::new();
+            while let Ok(Some(mut ticket)) = self.ring.next_full() {
+                let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut ticket.slot[..]);
+                let batch = u8::try_from(ticket.place.batch).unwrap();
+                assert_eq!(bytes[..2], [10 * batch + 1, 10 * batch + 2]);
+                bytes.fill(0xDB);
+                seen.push(ticket.place.batch);
+            }
+            seen
+        }
+    }
+
+    fn model(preemptions: usize, body: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound.get_or_insert(preemptions);
+        builder.check(body);
+    }
+
+    /// Two workers share the rows of two batches through one slot: in order, whole, and nobody
+    /// sleeps for ever.
+    #[test]
+    fn loom_batches_come_in_order_and_whole() {
+        model(2, || {
+            let model = Model::new(1);
+            let worker = {
+                let model = Arc::clone(&model);
+                thread::spawn(move || model.work(2))
+            };
+            let submitter = {
+                let model = Arc::clone(&model);
+                thread::spawn(move || assert_eq!(model.submit(), [0, 1]))
+            };
+            model.work(2);
+            worker.join().unwrap();
+            submitter.join().unwrap();
+        });
+    }
+
+    /// A stop at any moment: everybody leaves, and every slot comes back.
+    #[test]
+    fn loom_stop_ends_every_wait() {
+        model(2, || {
+            let model = Model::new(1);
+            let worker = {
+                let model = Arc::clone(&model);
+                thread::spawn(move || model.work(3))
+            };
+            let submitter = {
+                let model = Arc::clone(&model);
+                thread::spawn(move || {
+                    let seen = model.submit();
+                    assert!(seen.iter().copied().eq(0..seen.len() as u64));
+                })
+            };
+            model.ring.stop();
+            model.slots.close(Error::Closed { what: "slots" });
+            worker.join().unwrap();
+            submitter.join().unwrap();
+            model.ring.clear();
+            assert_eq!(model.slots.counts().total, 0);
+        });
     }
 }
