@@ -141,36 +141,35 @@ impl Absent {
     }
 }
 
-/// The list for people: what can be used first, the best on top.
+/// The list for people: what can be used, the best first, and then what can't.
 fn text(listing: &Listing) -> String {
-    use std::fmt::Write;
-    let mut text = String::new();
-    // Writing to a String does not fail.
+    let mut lines = Vec::new();
     for Present { info, bytes_per_second, not_measured } in &listing.devices {
-        let _ = write!(text, "{:8}{}", info.kind.to_string(), info.name);
-        if info.kind != DeviceKind::Host {
-            text.push_str(if info.hardware { ", hardware" } else { ", software" });
+        lines.push(format!("found    {}", info.name));
+        let mut about = Vec::new();
+        match (info.kind, info.hardware) {
+            (DeviceKind::Host, _) => about.push("ordinary memory, no hardware".to_owned()),
+            (_, true) => about.push("hardware".to_owned()),
+            (_, false) => about.push("software, on the CPU".to_owned()),
         }
         if !info.driver.is_empty() {
-            let _ = write!(text, ", driver {}", info.driver);
+            about.push(format!("driver {}", info.driver));
         }
-        let largest = match info.max_allocation {
-            // That is, none.
-            limit if limit >= 1 << 62 => String::new(),
-            limit => format!(", buffers of up to {}", bytes(limit)),
-        };
-        text.push_str(&largest);
+        if info.kind != DeviceKind::Host {
+            about.push(format!("buffers of up to {}", bytes(info.max_allocation)));
+        }
+        lines.push(format!("         {}", about.join("; ")));
         if let Some(rate) = bytes_per_second {
-            let _ = write!(text, ", copies at {}", byte_rate(*rate));
+            lines.push(format!("         copies to it run at {}", byte_rate(*rate)));
         }
         if let Some(reason) = not_measured {
-            let _ = write!(text, ", not measured: {reason}");
+            lines.push(format!("         not measured: {reason}"));
         }
-        text.push('\n');
     }
     for Absent { wanted, reason, remedy } in &listing.missing {
         let separator = if remedy.is_empty() { "" } else { "; " };
-        let _ = writeln!(text, "{wanted:8}missing: {reason}{separator}{remedy}");
+        lines.push(format!("missing  {wanted}: {reason}{separator}{remedy}"));
     }
-    text
+    lines.push(String::new());
+    lines.join("\n")
 }

@@ -29,6 +29,7 @@ pub(crate) enum Command {
 
 /// The options of `batchline run`.
 #[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
 pub(crate) struct RunOptions {
     /// A folder or file (IDX as of MNIST, or npy), or synthetic:SAMPLES,SHAPE,DTYPE such as
     /// synthetic:100000,3x224x224,u8

@@ -8,8 +8,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::quantities::{byte_rate, counted, per_second, sample_rate, time};
 
-/// How often the rates beside the bar change.
-const RATES_EVERY: Duration = Duration::from_millis(200);
+/// How often what is beside the bar changes.
+const REFRESH_EVERY: Duration = Duration::from_millis(200);
 
 /// Tells how far a run is. Its bar is gone when it is dropped.
 #[derive(Debug)]
@@ -20,7 +20,8 @@ pub(crate) struct Progress {
     run: Part,
     /// Since the start of the epoch, for its line.
     epoch: Part,
-    rates_shown: Instant,
+    /// When what is beside the bar was last changed.
+    refreshed: Option<Instant>,
 }
 
 /// A part of the run: since when, and how much so far.
@@ -50,7 +51,7 @@ impl Progress {
             false => Shown::Lines,
         };
         let now = Instant::now();
-        Self { shown, epochs, run: Part::new(now), epoch: Part::new(now), rates_shown: now }
+        Self { shown, epochs, run: Part::new(now), epoch: Part::new(now), refreshed: None }
     }
 
     /// Notes a batch that came.
@@ -60,9 +61,10 @@ impl Progress {
         match &self.shown {
             Shown::Bar(bar) => {
                 let now = Instant::now();
-                if now - self.rates_shown >= RATES_EVERY {
-                    self.rates_shown = now;
-                    bar.set_message(self.run.rates(now));
+                if self.refreshed.is_none_or(|before| now - before >= REFRESH_EVERY) {
+                    self.refreshed = Some(now);
+                    bar.set_prefix(format!("epoch {} of {}", batch.epoch() + 1, self.epochs));
+                    bar.set_message(format!(", {}", self.run.rates(now)));
                 }
                 bar.inc(1);
             }
@@ -115,8 +117,8 @@ impl Part {
 
 fn bar(batches: Option<u64>) -> ProgressBar {
     let template = match batches {
-        Some(_) => "{bar:30} {human_pos} of {human_len} batches, {msg}",
-        None => "{spinner} {human_pos} batches, {msg}",
+        Some(_) => "{prefix} {bar:30} {human_pos} of {human_len} batches{msg}",
+        None => "{prefix} {spinner} {human_pos} batches{msg}",
     };
     let bar = ProgressBar::with_draw_target(batches, ProgressDrawTarget::stderr());
     match ProgressStyle::with_template(template) {

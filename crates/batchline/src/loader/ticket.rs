@@ -314,7 +314,7 @@ mod loom_tests {
 
     impl Fillable for Loan<Memory> {
         fn base(&self) -> NonNull<u8> {
-            NonNull::from(&**self).cast()
+            NonNull::from(&***self).cast()
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::config::ErrorPolicy;
 use super::feed::Feed;
 use super::pipeline::{Opener, Pipeline};
+use super::slot::Claim;
 use super::ticket::{Outcome, Place, SkippedRow, Task};
 use crate::plan::{BatchRows, Cut, LastBatch, Sampler};
 use crate::source::{DataSource, Dataset, Rows, Sample, SampleKey, SampleMut};
@@ -24,6 +25,8 @@ impl Pipeline {
         let mut lap = Lap::start(&self.counters.workers);
         // Rows that are claimed at once. One at first, until it is known how long one takes.
         let mut most = 1;
+        // The samples of a claim; kept, so that nothing is allocated per claim.
+        let mut indices = Vec::new();
         loop {
             let task = self.ring.next_task(most);
             lap.spent(Doing::WaitingForRoom);
@@ -35,7 +38,8 @@ impl Pipeline {
                 }
                 (Task::Fill(place, mut claim), Feed::Dataset { dataset, sampler, .. }) => {
                     crate::trace::span!("fill", epoch = place.epoch, batch = place.batch);
-                    let outcome = self.fill(&**dataset, &**sampler, place, claim.rows());
+                    look_up(&**sampler, place, &claim, &mut indices);
+                    let outcome = self.fill(&**dataset, &indices, place, claim.rows());
                     let rows = claim.end - claim.first;
                     self.ring.hand_back(claim, outcome);
                     let each = lap.spent(Doing::Working) / u32::try_from(rows).unwrap_or(u32::MAX);
@@ -80,16 +84,13 @@ impl Pipeline {
     fn fill(
         &self,
         dataset: &dyn Dataset,
-        sampler: &dyn Sampler,
+        indices: &[u64],
         place: Place,
         mut rows: Rows<'_>,
     ) -> Outcome {
         let mut outcome = Outcome::default();
         let spec = &*self.buffers().spec;
-        for row in rows.first()..rows.end() {
-            // Rows that fill the last batch up begin again at the epoch's start.
-            let position = (place.rows.first + row) % sampler.len().max(1);
-            let index = sampler.index(place.epoch, position);
+        for (row, &index) in (rows.first()..rows.end()).zip(indices) {
             let key = SampleKey { seed: self.config.seed, epoch: place.epoch, index };
             let read = self.with_retries(|| {
                 if index >= dataset.len() {
@@ -283,6 +284,22 @@ impl Pipeline {
             result = contain(&mut call);
         }
         result
+    }
+}
+
+/// The samples that the plan has for the rows of a claim.
+fn look_up(sampler: &dyn Sampler, place: Place, claim: &Claim, indices: &mut Vec<u64>) {
+    let len = sampler.len();
+    let rows = claim.end - claim.first;
+    let first = place.rows.first + claim.first;
+    indices.clear();
+    if first + rows <= len {
+        indices.resize(usize::try_from(rows).unwrap_or(0), 0);
+        sampler.indices(place.epoch, first, indices);
+    } else {
+        // Rows that fill the last batch up begin again at the epoch's start.
+        let positions = (first..first + rows).map(|position| position % len);
+        indices.extend(positions.map(|position| sampler.index(place.epoch, position)));
     }
 }
 

@@ -41,6 +41,14 @@ pub trait Sampler: Send + Sync {
     /// the same sample, always. An index outside the data set ends the stream with an error.
     fn index(&self, epoch: u64, position: u64) -> u64;
 
+    /// The samples at the positions from `first` on, all of them below [`len`](Self::len). An order
+    /// that has something to prepare per epoch does it here once for many.
+    fn indices(&self, epoch: u64, first: u64, indices: &mut [u64]) {
+        for (position, index) in (first..).zip(indices) {
+            *index = self.index(epoch, position);
+        }
+    }
+
     /// A number that tells this order from others, so that a saved state is not continued in
     /// another order.
     fn fingerprint(&self) -> u64;
@@ -85,6 +93,10 @@ impl Shuffled {
     pub fn new(len: u64, seed: u64) -> Self {
         Self { len, seed }
     }
+
+    fn order(&self, epoch: u64) -> Permutation {
+        Permutation::new(self.len, mix(&[self.seed, epoch]))
+    }
 }
 
 impl Sampler for Shuffled {
@@ -93,7 +105,14 @@ impl Sampler for Shuffled {
     }
 
     fn index(&self, epoch: u64, position: u64) -> u64 {
-        Permutation::new(self.len, mix(&[self.seed, epoch])).index(position)
+        self.order(epoch).index(position)
+    }
+
+    fn indices(&self, epoch: u64, first: u64, indices: &mut [u64]) {
+        let order = self.order(epoch);
+        for (position, index) in (first..).zip(indices) {
+            *index = order.index(position);
+        }
     }
 
     fn fingerprint(&self) -> u64 {
