@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::backend::host::HostBackend;
 use crate::backend::{Backend, DeviceInfo, DeviceKind, Fence, MAX_STREAMS};
 use crate::command::reaper::Reaper;
+use crate::memory::Patience;
 use crate::sync::{Mutex, MutexGuard};
 use crate::{Error, Result};
 
@@ -255,6 +256,12 @@ impl DeviceCore {
 
     pub(crate) fn check(&self) -> Result<()> {
         self.health.check()
+    }
+
+    /// How long the calling thread may wait for something in flight: not at all on the reaper's
+    /// own thread, where completions run, as it is the reaper that brings everything home.
+    pub(crate) fn patience(&self, asked: Patience) -> Patience {
+        if self.reaper.is_current() { Patience::None } else { asked }
     }
 
     /// Whether a fence has passed. Asks and does not wait.

@@ -519,6 +519,23 @@ fn a_slot_is_free_only_when_its_transfer_is_over() {
 }
 
 #[test]
+fn a_device_that_hangs_does_not_hang_stop() {
+    let (memory, control) = faulty(FaultPlan::default());
+    control.hold_transfers();
+    let config = builder(&memory).stop_timeout(Duration::from_millis(50));
+    let loader = start(numbers(1000, |_| Ok(())), config);
+    while control.submissions() < 1 {
+        std::thread::yield_now();
+    }
+    let error = loader.stop().unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    assert!(memory.stats().staging_in_use > 0, "a slot in flight is not free");
+    control.release();
+    drop(loader);
+    assert_home(&memory);
+}
+
+#[test]
 fn an_output_is_rewritten_only_after_the_consumers_work_on_it() {
     for seed in 0..5 {
         let plan =

@@ -100,7 +100,14 @@ impl CommandBufferPool {
         }
     }
 
+    /// Closes the pool and waits no longer than until `deadline`; false when that was too short.
+    pub(crate) fn cleanup_until(&self, deadline: std::time::Instant) -> bool {
+        self.inner.pool.close(Error::Closed { what: "command buffer pool" });
+        self.inner.pool.wait_landed(Patience::Until(deadline))
+    }
+
     fn get(&self, patience: Patience) -> Result<CommandBuffer> {
+        let patience = self.device().core().patience(patience);
         let recorder = self.inner.pool.acquire(patience, || Ok(Recorder::default()))?;
         Ok(CommandBuffer::new(recorder, self.inner.memory.clone()))
     }
@@ -145,7 +152,7 @@ impl CommandBufferPool {
     /// still being recorded stay usable and are not taken back.
     pub fn cleanup(&self) {
         self.inner.pool.close(Error::Closed { what: "command buffer pool" });
-        self.inner.pool.wait_landed();
+        self.inner.pool.wait_landed(Patience::Forever);
     }
 }
 

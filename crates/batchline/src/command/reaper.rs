@@ -50,6 +50,12 @@ impl Reaper {
     }
 
 
+    /// Whether the calling thread is the reaper.
+    pub(crate) fn is_current(&self) -> bool {
+        let thread = self.thread.lock();
+        thread.as_ref().is_some_and(|thread| thread.thread().id() == std::thread::current().id())
+    }
+
     fn start(&self, health: &Arc<Health>) -> Result<ThreadId> {
         let mut thread = self.thread.lock();
         if let Some(thread) = &*thread {

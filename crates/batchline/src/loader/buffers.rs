@@ -2,6 +2,7 @@
 //! the start and handed around from then on.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::config::AsyncDataLoaderConfig;
 use super::slot::Slot;
@@ -134,9 +135,9 @@ impl Buffers {
         }
     }
 
-    /// Waits until no transfer is on its way.
-    pub(crate) fn wait_landed(&self) {
-        self.commands.cleanup();
+    /// Waits until no transfer is on its way; false when `timeout` was too short for that.
+    pub(crate) fn wait_landed(&self, timeout: Duration) -> bool {
+        self.commands.cleanup_until(Instant::now() + timeout)
     }
 }
 

@@ -150,8 +150,8 @@ impl AsyncDataLoader {
     /// It takes as long as the longest call of the source that is under way.
     ///
     /// # Errors
-    /// [`Error::Detached`]: a source did not return within `stop_timeout`. Everything else is
-    /// stopped all the same.
+    /// [`Error::Detached`]: a source did not return within `stop_timeout`; [`Error::Timeout`]: the
+    /// device did not finish a transfer in that time. Everything else is stopped all the same.
     pub fn stop(&self) -> Result<()> {
         let mut life = self.life.lock();
         life.started = false;

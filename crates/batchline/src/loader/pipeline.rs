@@ -1,6 +1,6 @@
 //! One generation of a loader: the threads, what they share, and how it all ends.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -74,7 +74,6 @@ pub(crate) struct Counters {
     pub(crate) transferred: AtomicU64,
     pub(crate) skipped: AtomicU64,
     pub(crate) retries: AtomicU64,
-    pub(crate) detached: AtomicUsize,
 }
 
 impl Pipeline {
@@ -188,7 +187,7 @@ impl Pipeline {
     /// Ends everything and joins the threads.
     ///
     /// # Errors
-    /// [`Error::Detached`]: a source does not return.
+    /// [`Error::Detached`]: a source does not return; [`Error::Timeout`]: the device does not.
     pub(crate) fn stop(&self) -> Result<()> {
         let _ = self.ended.set(Instant::now());
         let stopped = Error::Lifecycle {
@@ -201,12 +200,11 @@ impl Pipeline {
         let timeout = self.config.stop_timeout;
         let workers = self.threads.join(timeout);
         self.ring.clear();
-        if let Some(buffers) = self.buffers.get() {
-            buffers.wait_landed();
-        }
         if workers > 0 {
-            self.counters.detached.store(workers, Ordering::Relaxed);
             return Err(Error::Detached { workers, after: timeout });
+        }
+        if self.buffers.get().is_some_and(|buffers| !buffers.wait_landed(timeout)) {
+            return Err(Error::Timeout { what: "the end of a transfer in flight", after: timeout });
         }
         Ok(())
     }

@@ -183,12 +183,24 @@ impl<T> Pool<T> {
         drop(free);
     }
 
-    /// Waits until no submission owns an item of this pool.
-    pub(crate) fn wait_landed(&self) {
+    /// Waits until no submission owns an item of this pool; false when the patience was over
+    /// before.
+    pub(crate) fn wait_landed(&self, patience: Patience) -> bool {
         let mut state = self.shared.state.lock();
         while state.in_flight > 0 {
-            state = self.shared.landed.wait(state);
+            state = match patience {
+                Patience::None => return false,
+                Patience::Forever => self.shared.landed.wait(state),
+                Patience::Until(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return false;
+                    }
+                    self.shared.landed.wait_timeout(state, left)
+                }
+            };
         }
+        true
     }
 }
 
@@ -345,13 +357,14 @@ mod tests {
         loan.take_off();
         loan.take_off();
         std::thread::scope(|scope| {
-            scope.spawn(|| pool.wait_landed());
+            scope.spawn(|| assert!(pool.wait_landed(Patience::Forever)));
+            assert!(!pool.wait_landed(Patience::None));
             drop(loan);
         });
         let mut kept = pool.acquire(Patience::None, || Ok(1)).unwrap();
         kept.take_off();
         assert_eq!(kept.keep(), 1);
-        pool.wait_landed();
+        assert!(pool.wait_landed(Patience::None));
         assert_eq!(pool.counts().total, 0);
     }
 }
@@ -394,7 +407,7 @@ mod loom_tests {
             });
             let holder = thread::spawn(move || drop(returning));
             pool.close(Error::Closed { what: "pool" });
-            pool.wait_landed();
+            pool.wait_landed(Patience::Forever);
             waiter.join().unwrap();
             holder.join().unwrap();
             assert_eq!(pool.counts().total, 0);

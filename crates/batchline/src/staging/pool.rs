@@ -144,6 +144,7 @@ impl StagingBufferPool {
 
     fn get(&self, patience: Patience) -> Result<StagingBuffer> {
         let Inner { pool, memory, buffer_size, .. } = &*self.inner;
+        let patience = self.device().core().patience(patience);
         let make = || memory.staging(*buffer_size, Direction::Upload, Patience::None);
         Ok(StagingBuffer::new(pool.acquire(patience, make)?, memory.device().clone()))
     }
@@ -175,7 +176,7 @@ impl StagingBufferPool {
     /// The device is lost. What a transfer failed with, its own [`Transfer`](super::Transfer)
     /// tells.
     pub fn wait_for_transfer_completion(&self) -> Result<()> {
-        self.inner.pool.wait_landed();
+        self.inner.pool.wait_landed(Patience::Forever);
         self.device().check()
     }
 
@@ -183,7 +184,7 @@ impl StagingBufferPool {
     /// being filled stay usable and are not taken back.
     pub fn cleanup(&self) {
         self.close(Error::Closed { what: "staging buffer pool" });
-        self.inner.pool.wait_landed();
+        self.inner.pool.wait_landed(Patience::Forever);
     }
 
     /// Ends every wait with `error`, without waiting for what is in flight.
