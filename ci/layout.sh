@@ -9,11 +9,19 @@ limit=600
 
 # The files that may hold `unsafe`, each with its reason.
 unsafe_files=(
-    "crates/batchline/src/backend/host/memory.rs: page-locked memory is allocated and freed by hand"
-    "crates/batchline/src/backend/wgpu/memory.rs: a mapped buffer outlives the borrow that wgpu gives"
-    "crates/batchline/src/loader/slot.rs: workers write to parts of one batch at once"
-    "crates/batchline/src/memory/view.rs: bytes are looked at as numbers"
-    "crates/batchline/src/testing/faults.rs: the faulty device implements the unsafe memory trait"
+    "crates/batchline/src/backend/host/execute.rs: commands name memory by address"
+    "crates/batchline/src/backend/host/memory.rs: allocates and frees"
+    "crates/batchline/src/backend/host/mod.rs: runs the commands of a segment"
+    "crates/batchline/src/backend/memory.rs: the traits by which a backend promises addresses"
+    "crates/batchline/src/backend/wgpu/memory.rs: addresses of mapped buffers"
+    "crates/batchline/src/backend/wgpu/tests/mod.rs: the tests write mapped memory themselves"
+    "crates/batchline/src/formats/bytes.rs: maps files"
+    "crates/batchline/src/loader/slot.rs: gives several workers windows of one slot"
+    "crates/batchline/src/loader/ticket.rs: deals the rows of a slot out, each once"
+    "crates/batchline/src/memory/view.rs: slices of memory that a tensor keeps alive"
+    "crates/batchline/src/source/window.rs: disjoint windows of one batch"
+    "crates/batchline/src/staging/buffer.rs: slices of page-locked memory"
+    "crates/batchline/src/testing/faults.rs: works on memory by address, as a device does"
 )
 
 faults=0

@@ -6,7 +6,6 @@
 //! stderr, and the exit status.
 
 mod copy_rate;
-mod dataset;
 mod devices;
 mod failure;
 mod options;

@@ -4,11 +4,10 @@ use std::time::{Duration, Instant};
 
 use batchline::{
     AsyncDataLoader, AsyncDataLoaderConfig, AsyncDataLoaderStats, ConfigBuilder, Dataset, Device,
-    ErrorPolicy, GpuBatch, LoaderState, MemoryLimits, MemoryManager, SampleSpec,
+    ErrorPolicy, GpuBatch, LoaderState, MemoryLimits, MemoryManager, SampleSpec, formats,
 };
 use sha2::{Digest, Sha256};
 
-use crate::dataset::Opened;
 use crate::devices;
 use crate::failure::Failure;
 use crate::options::RunOptions;
@@ -47,7 +46,7 @@ fn load(options: &RunOptions) -> Result<Outcome, Failure> {
     let mut settings = settings(options)?;
     // Nonsense is told before anything is looked for or opened.
     settings.clone().device(Device::host()).build()?;
-    let dataset = Opened::open(&options.dataset)?;
+    let dataset = formats::open(&options.dataset)?;
     let (len, spec) = (dataset.len(), dataset.spec().clone());
     if let Some((dtype, conversion)) = options.conversion(spec.input().shape)? {
         settings = settings.convert(dtype, conversion);

@@ -136,7 +136,8 @@ impl GpuBatch {
     /// # Errors
     /// The queue is not one of the batch's device, or the device is lost.
     pub fn bind<'b, Q: ConsumerQueue>(&'b self, queue: &Q) -> Result<BoundBatch<'b, Q>> {
-        let tensors = self.tensors.iter().map(|tensor| queue.bind(tensor)).collect::<Result<_>>()?;
+        let tensors =
+            self.tensors.iter().map(|tensor| queue.bind(tensor)).collect::<Result<_>>()?;
         Ok(BoundBatch { tensors, batch: self })
     }
 
@@ -148,7 +149,10 @@ impl GpuBatch {
 
 impl fmt::Debug for GpuBatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GpuBatch").field("tensors", &self.tensors).field("about", &self.about).finish()
+        f.debug_struct("GpuBatch")
+            .field("tensors", &self.tensors)
+            .field("about", &self.about)
+            .finish()
     }
 }
 

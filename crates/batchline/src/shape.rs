@@ -67,9 +67,10 @@ impl Shape {
         if self.dims().contains(&0) {
             return Ok(0);
         }
-        self.dims().iter().try_fold(1u64, |product, dim| product.checked_mul(*dim)).ok_or_else(
-            || Error::Overflow { what: format!("a tensor of shape {self}") },
-        )
+        self.dims()
+            .iter()
+            .try_fold(1u64, |product, dim| product.checked_mul(*dim))
+            .ok_or_else(|| Error::Overflow { what: format!("a tensor of shape {self}") })
     }
 
     /// Bytes of a dense tensor of this shape.

@@ -114,7 +114,8 @@ impl AsyncDataLoaderStats {
             of => 100.0 * part.as_secs_f64() / of,
         };
         let consumer = self.stages.consumer;
-        let waited = share(consumer.waiting_for_input, consumer.working + consumer.waiting_for_input);
+        let waited =
+            share(consumer.waiting_for_input, consumer.working + consumer.waiting_for_input);
         match self.bottleneck() {
             Bottleneck::Unknown => "too few batches to tell what the bottleneck is".to_owned(),
             Bottleneck::Consumer => format!(

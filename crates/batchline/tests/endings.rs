@@ -46,6 +46,12 @@ fn values(batch: &batchline::GpuBatch) -> Vec<i64> {
     batch.input_tensor().to_vec::<i64>().unwrap()
 }
 
+fn spawn<R: Send + 'static>(
+    body: impl FnOnce() -> R + Send + 'static,
+) -> std::thread::JoinHandle<R> {
+    std::thread::Builder::new().name("test".to_owned()).spawn(body).unwrap()
+}
+
 /// Everything has come home: no memory in use but what was quarantined.
 fn assert_home(memory: &MemoryManager) {
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -169,8 +175,7 @@ fn reads_are_retried() {
 fn stop_interrupts_a_long_backoff() {
     let backoff = Duration::from_secs(3600);
     let policy = ErrorPolicy::Retry { times: 9, backoff };
-    let loader =
-        start(numbers(20, |_| Err("never".into())), builder(&host()).error_policy(policy));
+    let loader = start(numbers(20, |_| Err("never".into())), builder(&host()).error_policy(policy));
     std::thread::sleep(Duration::from_millis(10));
     let before = Instant::now();
     loader.stop().unwrap();
@@ -241,10 +246,10 @@ fn a_consumer_that_waits_is_woken_by_stop() {
     let loader = Arc::new(start(numbers(100, blocked), builder(&host())));
     waiting.recv().unwrap();
     let other = Arc::clone(&loader);
-    let consumer = std::thread::spawn(move || other.get_batch().map(|batch| batch.is_some()));
+    let consumer = spawn(move || other.get_batch().map(|batch| batch.is_some()));
     std::thread::sleep(Duration::from_millis(5));
     let stopper = Arc::clone(&loader);
-    let stop = std::thread::spawn(move || stopper.stop());
+    let stop = spawn(move || stopper.stop());
     assert!(matches!(consumer.join().unwrap(), Err(Error::Lifecycle { state: "stopped", .. })));
     block.wait();
     stop.join().unwrap().unwrap();
@@ -417,8 +422,10 @@ fn any_submission_that_fails_ends_in_an_error_and_everything_comes_home() {
 fn what_may_have_reached_the_device_is_quarantined() {
     for number in 1..=10 {
         for panics in [false, true] {
-            let mut plan = FaultPlan { max_delay: Duration::from_micros(100), ..Default::default() };
-            let fault = if panics { &mut plan.panic_in_submit } else { &mut plan.fail_after_enqueue };
+            let mut plan =
+                FaultPlan { max_delay: Duration::from_micros(100), ..Default::default() };
+            let fault =
+                if panics { &mut plan.panic_in_submit } else { &mut plan.fail_after_enqueue };
             *fault = Some(number);
             let (memory, _) = faulty(plan);
             let loader = start(numbers(100, |_| Ok(())), builder(&memory));
@@ -470,9 +477,9 @@ fn a_device_that_is_lost_while_everybody_waits() {
     let pool = batchline::StagingBufferPool::with_buffer_size(&memory, 1, 256).unwrap();
     let _taken = pool.get_buffer().unwrap();
     let other = pool.clone();
-    let waiter = std::thread::spawn(move || other.get_buffer().map(drop));
+    let waiter = spawn(move || other.get_buffer().map(drop));
     let tensor = memory.tensor(&[8], DType::U8).unwrap();
-    let reader = std::thread::spawn(move || tensor.to_vec::<u8>());
+    let reader = spawn(move || tensor.to_vec::<u8>());
     std::thread::sleep(Duration::from_millis(20));
     control.lose();
     assert!(waiter.join().unwrap().unwrap_err().is_device_lost());
@@ -489,7 +496,8 @@ fn a_device_that_is_lost_while_everybody_waits() {
 #[test]
 fn an_allocation_that_fails_is_an_error_of_start() {
     for number in 1..=6 {
-        let (memory, _) = faulty(FaultPlan { fail_allocation: Some(number), ..FaultPlan::default() });
+        let (memory, _) =
+            faulty(FaultPlan { fail_allocation: Some(number), ..FaultPlan::default() });
         let config = builder(&memory).build().unwrap();
         let loader = AsyncDataLoader::new(numbers(100, |_| Ok(())), config).unwrap();
         let error = loader.start().unwrap_err().chain();
@@ -541,7 +549,8 @@ fn an_output_is_rewritten_only_after_the_consumers_work_on_it() {
         let plan =
             FaultPlan { seed, max_delay: Duration::from_micros(300), ..FaultPlan::default() };
         let (memory, control) = faulty(plan);
-        let loader = start(numbers(600, |_| Ok(())), builder(&memory).prefetch_depth(2).max_held(1));
+        let loader =
+            start(numbers(600, |_| Ok(())), builder(&memory).prefetch_depth(2).max_held(1));
         control.hold_consumer();
         for number in 0..3i64 {
             let batch = loader.get_batch().unwrap().unwrap();
@@ -589,7 +598,7 @@ impl DataSource for Odd {
 }
 
 fn zeros<T: batchline::Element>(dims: &[u64]) -> HostTensor {
-    let len = dims.iter().product::<u64>() as usize;
+    let len = usize::try_from(dims.iter().product::<u64>()).unwrap();
     HostTensor::new(vec![T::zeroed(); len], dims).unwrap()
 }
 
@@ -637,9 +646,7 @@ fn pull_sources_that_break_their_contract_are_told_so() {
 
 #[test]
 fn data_sets_that_break_their_contract_are_told_so() {
-    let spec = || {
-        SampleSpec::new(DType::F32, &[3]).unwrap().label(DType::U8, &[]).unwrap()
-    };
+    let spec = || SampleSpec::new(DType::F32, &[3]).unwrap().label(DType::U8, &[]).unwrap();
     let error = |read: fn(&mut SampleMut<'_>) -> Result<(), BoxError>| {
         let dataset = FnDataset::new(10, spec(), move |_, sample| read(sample));
         start(dataset, builder(&host())).get_batch().unwrap_err().chain()

@@ -1,8 +1,8 @@
 //! Nonsense is refused with the remedy.
 
 use batchline::{
-    AsyncDataLoader, AsyncDataLoaderConfig, ConfigBuilder, Conversion, DType, Device, HostTensor,
-    InMemory, SampleSpec, Shuffled, StagingBufferPool, CommandBufferPool, MemoryManager, Error,
+    AsyncDataLoader, AsyncDataLoaderConfig, CommandBufferPool, ConfigBuilder, Conversion, DType,
+    Device, Error, HostTensor, InMemory, MemoryManager, SampleSpec, Shuffled, StagingBufferPool,
 };
 
 fn builder() -> ConfigBuilder {
@@ -36,7 +36,8 @@ fn settings_out_of_range() {
 }
 
 fn dataset(len: u64) -> InMemory {
-    InMemory::new(HostTensor::new(vec![0u8; len as usize * 2], &[len, 2]).unwrap()).unwrap()
+    InMemory::new(HostTensor::new(vec![0u8; usize::try_from(len).unwrap() * 2], &[len, 2]).unwrap())
+        .unwrap()
 }
 
 #[test]
@@ -69,15 +70,19 @@ fn batches_that_overflow_or_never_fit() {
     assert!(matches!(error, Error::Overflow { .. }), "{error}");
     let spec = SampleSpec::new(DType::U8, &[1 << 33]).unwrap();
     let large = batchline::FnDataset::new(10, spec, |_, _| Ok(()));
-    let error = AsyncDataLoader::new(large, builder().build().unwrap()).unwrap().start().unwrap_err();
+    let error =
+        AsyncDataLoader::new(large, builder().build().unwrap()).unwrap().start().unwrap_err();
     let text = error.to_string();
-    assert!(text.contains("34359738368 bytes can never fit under device_limit of 4294967296"), "{text}");
+    assert!(
+        text.contains("34359738368 bytes can never fit under device_limit of 4294967296"),
+        "{text}"
+    );
 }
 
 #[test]
 fn conversions_that_do_not_fit_the_samples() {
-    let order = Conversion::new()
-        .reorder(batchline::ChannelOrder::Nhwc, batchline::ChannelOrder::Nchw);
+    let order =
+        Conversion::new().reorder(batchline::ChannelOrder::Nhwc, batchline::ChannelOrder::Nchw);
     let config = builder().convert(DType::F32, order).build().unwrap();
     let error = AsyncDataLoader::new(dataset(10), config).unwrap().start().unwrap_err().to_string();
     assert!(error.contains("is no image"), "{error}");
@@ -97,5 +102,5 @@ fn pools_of_nothing() {
     assert!(matches!(pool.transfer_to_gpu(&[0f32; 4], &tensor), Err(Error::DType { .. })));
     let mut buffer = pool.get_buffer().unwrap();
     assert!(matches!(buffer.write(4 << 20, &[0u8]), Err(Error::Length { .. })));
-    assert!(matches!(buffer.write(usize::MAX, &[0u64 as u8; 2]), Err(Error::Length { .. })));
+    assert!(matches!(buffer.write(usize::MAX, &[0u8; 2]), Err(Error::Length { .. })));
 }

@@ -2,8 +2,8 @@
 #![cfg(feature = "wgpu")]
 
 use batchline::{
-    AsyncDataLoader, AsyncDataLoaderConfig, Custom, DType, Device, Error, FnDataset, Host,
-    MemoryManager, SampleSpec, CommandBufferPool,
+    AsyncDataLoader, AsyncDataLoaderConfig, CommandBufferPool, Custom, DType, Device, Error,
+    FnDataset, Host, MemoryManager, SampleSpec,
 };
 
 /// The device to test on, or `None` with a line that says why not.
@@ -65,16 +65,30 @@ fn a_batch_is_bound_to_the_users_own_device_and_queue() {
     assert!(loader.get_batch().unwrap().is_none());
 }
 
+/// Two devices with their queues, of one instance.
+fn two_of_one_instance() -> Option<[(wgpu::Device, wgpu::Queue); 2]> {
+    device()?;
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let open = || {
+        let adapter = instance.request_adapter(&wgpu::RequestAdapterOptions::default());
+        let adapter = pollster::block_on(adapter).expect("an adapter");
+        pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default()))
+            .expect("a device")
+    };
+    Some([open(), open()])
+}
+
 #[test]
 fn another_queue_is_refused() {
-    let (Some(one), Some(two)) = (device(), device()) else { return };
-    let tensor = MemoryManager::new(&one).upload(&[1u8], &[1]).unwrap();
-    let (_, queue) = two.as_wgpu().unwrap();
-    let error = tensor.bind(queue).unwrap_err().to_string();
+    let Some([(device, queue), (_other, foreign)]) = two_of_one_instance() else { return };
+    let own = Device::wgpu_from(device, queue.clone()).unwrap();
+    let tensor = MemoryManager::new(&own).upload(&[1u8], &[1]).unwrap();
+    assert!(tensor.bind(&queue).is_ok());
+    let error = tensor.bind(&foreign).unwrap_err().to_string();
     assert!(error.contains("not the queue of wgpu"), "{error}");
     assert!(tensor.bind(&Host).is_err());
     let local = MemoryManager::new(&Device::host()).upload(&[1u8], &[1]).unwrap();
-    assert!(local.bind(queue).is_err());
+    assert!(local.bind(&queue).is_err());
 }
 
 #[test]
@@ -82,10 +96,8 @@ fn custom_work_records_into_the_encoder() {
     let Some(device) = device() else { return };
     let memory = MemoryManager::new(&device);
     let commands = CommandBufferPool::new(&memory, 2).unwrap();
-    let (from, to) = (
-        memory.upload(&[1u32 as i32, 2, 3, 4], &[4]).unwrap(),
-        memory.upload(&[0i32; 4], &[4]).unwrap(),
-    );
+    let (from, to) =
+        (memory.upload(&[1i32, 2, 3, 4], &[4]).unwrap(), memory.upload(&[0i32; 4], &[4]).unwrap());
     let mut buffer = commands.get_buffer().unwrap();
     let work = Custom::Wgpu(Box::new(|custom: batchline::WgpuCustom<'_>| {
         let (read, write) = (&custom.reads[0], &custom.writes[0]);

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 pub use memory::{DeviceMemory, Direction, StagingMemory};
 
-use crate::{DType, Error, Result};
+use crate::{BoxError, DType, Error, Result};
 
 pub(crate) mod host;
 mod memory;
@@ -263,11 +263,18 @@ impl ConvertSpec {
 #[non_exhaustive]
 pub enum Custom {
     /// For the host device: called with the declared tensors' bytes.
-    Host(Box<dyn FnOnce(HostCustom<'_>) -> Result<(), crate::BoxError> + Send>),
+    Host(HostWork),
     /// For a wgpu device: called with the encoder that the segment is recorded with.
     #[cfg(feature = "wgpu")]
-    Wgpu(Box<dyn FnOnce(crate::WgpuCustom<'_>) -> Result<(), crate::BoxError> + Send>),
+    Wgpu(WgpuWork),
 }
+
+/// Work for the host device.
+pub type HostWork = Box<dyn FnOnce(HostCustom<'_>) -> Result<(), BoxError> + Send>;
+
+/// Work for a wgpu device.
+#[cfg(feature = "wgpu")]
+pub type WgpuWork = Box<dyn FnOnce(crate::WgpuCustom<'_>) -> Result<(), BoxError> + Send>;
 
 impl fmt::Debug for Custom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

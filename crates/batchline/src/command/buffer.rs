@@ -344,7 +344,10 @@ impl CommandBuffer {
         if value.is_multiple_of(alignment) {
             return Ok(());
         }
-        Err(Error::record(what, format!("the {name} must be a multiple of {alignment}, not {value}")))
+        Err(Error::record(
+            what,
+            format!("the {name} must be a multiple of {alignment}, not {value}"),
+        ))
     }
 }
 

@@ -106,7 +106,9 @@ impl Conversion {
             (_, []) => (1, 1),
         };
         if self.scale.len() != self.bias.len() || self.bias.iter().any(|bias| bias.is_nan()) {
-            return refuse("scale and bias (mean and std) must be numbers, as many as each other".to_owned());
+            return refuse(
+                "scale and bias (mean and std) must be numbers, as many as each other".to_owned(),
+            );
         }
         if self.scale.iter().any(|scale| !scale.is_finite()) {
             return refuse("a scale must be finite (a std must not be 0)".to_owned());

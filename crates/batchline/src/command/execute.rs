@@ -35,9 +35,8 @@ pub(crate) fn execute(device: &Device, mut work: Work) -> Result<Submission> {
     let outcome = {
         let mut work = record.work.lock();
         let operations = work.as_mut().map(|work| &mut work.recording.operations()[..]);
-        let enqueue = AssertUnwindSafe(|| {
-            enqueue(device, &mut submit.state, operations.unwrap_or_default())
-        });
+        let enqueue =
+            AssertUnwindSafe(|| enqueue(device, &mut submit.state, operations.unwrap_or_default()));
         // A driver that panics leaves it open what it has done.
         catch_unwind(enqueue).unwrap_or_else(|panic| {
             Err(SubmitError { error: Error::panicked("the backend", &*panic), enqueued: true })

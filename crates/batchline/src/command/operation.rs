@@ -90,9 +90,7 @@ impl Operation {
                 let dst: &dyn StagingMemory = &*dst.memory;
                 Command::Download { src: src.region(), dst, dst_offset: 0 }
             }
-            Operation::Copy { src, dst } => {
-                Command::Copy { src: src.region(), dst: dst.region() }
-            }
+            Operation::Copy { src, dst } => Command::Copy { src: src.region(), dst: dst.region() },
             Operation::Fill { dst, element, size } => {
                 Command::Fill { dst: dst.region(), element: &element[..*size] }
             }

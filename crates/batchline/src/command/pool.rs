@@ -173,9 +173,12 @@ impl CommandBufferPool {
 #[must_use = "an operation does nothing until it is executed"]
 pub struct BatchOperation {
     name: &'static str,
-    record: Box<dyn FnOnce(&mut CommandBuffer) -> Result<()> + Send>,
+    record: Recipe,
     completion: Option<Completion>,
 }
+
+/// Records an operation.
+type Recipe = Box<dyn FnOnce(&mut CommandBuffer) -> Result<()> + Send>;
 
 impl BatchOperation {
     fn new(
@@ -221,10 +224,7 @@ impl BatchOperation {
     }
 
     /// As [`CommandBuffer::download`]; `arrived` gets the bytes on the reaper's thread.
-    pub fn download(
-        src: &Tensor,
-        arrived: impl FnOnce(Result<&[u8]>) + Send + 'static,
-    ) -> Self {
+    pub fn download(src: &Tensor, arrived: impl FnOnce(Result<&[u8]>) + Send + 'static) -> Self {
         let src = src.clone();
         let cell = Arc::new(crate::sync::Mutex::new(None));
         let filled = Arc::clone(&cell);
@@ -235,7 +235,8 @@ impl BatchOperation {
         operation.on_complete(move |result| match (result, cell.lock().take()) {
             (Ok(()), Some(readback)) => {
                 let mut arrived = Some(arrived);
-                let outcome = readback.with_bytes(|bytes| arrived.take().map(|call| call(Ok(bytes))));
+                let outcome =
+                    readback.with_bytes(|bytes| arrived.take().map(|call| call(Ok(bytes))));
                 if let (Err(error), Some(call)) = (outcome, arrived) {
                     call(Err(error));
                 }

@@ -31,10 +31,7 @@ struct State {
 impl Reaper {
     pub(crate) fn new() -> Self {
         let state = Mutex::new(State { records: VecDeque::new(), closed: false });
-        Self {
-            queue: Arc::new(Queue { state, changed: Condvar::new() }),
-            thread: Mutex::new(None),
-        }
+        Self { queue: Arc::new(Queue { state, changed: Condvar::new() }), thread: Mutex::new(None) }
     }
 
     /// Links a record, before the driver hears of it.
@@ -48,7 +45,6 @@ impl Reaper {
     pub(crate) fn notify(&self) {
         self.queue.changed.notify_one();
     }
-
 
     /// Whether the calling thread is the reaper.
     pub(crate) fn is_current(&self) -> bool {

@@ -135,7 +135,7 @@ impl Submission {
     /// [`Error::Panicked`] for a completion that panicked. Called from a completion it is an error
     /// at once, because completions run one after another.
     pub fn wait(&self) -> Result<()> {
-        self.wait_until(None).map_or_else(|| unreachable!("no deadline was given"), |done| done)
+        self.wait_until(None).unwrap_or_else(|| unreachable!("no deadline was given"))
     }
 
     /// As [`wait`](Self::wait), for at most `timeout`; `None` when it was not enough.

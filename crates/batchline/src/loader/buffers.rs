@@ -51,7 +51,11 @@ impl Buffers {
         }
         if let Some((dtype, conversion)) = &config.convert {
             let (from, shape) = tensors[0];
-            conversion.spec_for(from, *dtype, shape.batched(1)?)?;
+            let fits = conversion.spec_for(from, *dtype, shape.batched(1)?);
+            fits.map_err(|error| {
+                let problem = format!("does not suit inputs of {from} {shape} ({error})");
+                Error::config("convert", problem, "give one mean and std, or one per channel")
+            })?;
             tensors[0] = (*dtype, conversion.shape(shape)?);
         }
         let output_layout = BatchLayout::of(tensors.into_iter(), config.batch_size)?;
@@ -60,9 +64,7 @@ impl Buffers {
         let (ahead, delivered) = (config.prefetch_depth, config.prefetch_depth + config.max_held);
         let stock = |what, bytes, most| stock(memory, what, bytes, most);
         let (slots, raws, outputs) = match (unified, config.convert.is_some()) {
-            (true, false) => {
-                (Slots::Unified(stock("slots", layout.bytes, delivered)?), None, None)
-            }
+            (true, false) => (Slots::Unified(stock("slots", layout.bytes, delivered)?), None, None),
             (true, true) => {
                 let slots = stock("slots", layout.bytes, ahead.min(2))?;
                 let outputs = stock("outputs", output_layout.bytes, delivered)?;

@@ -225,7 +225,8 @@ impl ConfigBuilder {
         let batch_size = self.batch_size.ok_or_else(|| {
             Error::config("batch_size", "is missing", "say how many samples make a batch")
         })?;
-        let (prefetch_depth, workers) = (self.prefetch_depth.unwrap_or(3), self.workers.unwrap_or(2));
+        let (prefetch_depth, workers) =
+            (self.prefetch_depth.unwrap_or(3), self.workers.unwrap_or(2));
         let max_held = self.max_held.unwrap_or(2);
         let epochs = self.epochs.unwrap_or(Some(1));
         let Shard { rank, world_size } = self.shard;
@@ -304,6 +305,8 @@ impl fmt::Debug for AsyncDataLoaderConfig {
 
 impl fmt::Debug for ConfigBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConfigBuilder").field("batch_size", &self.batch_size).finish_non_exhaustive()
+        f.debug_struct("ConfigBuilder")
+            .field("batch_size", &self.batch_size)
+            .finish_non_exhaustive()
     }
 }

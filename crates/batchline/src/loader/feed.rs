@@ -71,10 +71,7 @@ impl Feed {
     /// The fingerprint of the order.
     pub(crate) fn order(&self) -> u64 {
         match self {
-            // The seed is in it where it matters: that of a sequential order is of no account.
-            Feed::Dataset { sampler, cut, .. } => {
-                mix(&[sampler.fingerprint(), cut.last as u64])
-            }
+            Feed::Dataset { sampler, cut, .. } => mix(&[sampler.fingerprint(), cut.last as u64]),
             Feed::Source(_) => 0,
         }
     }

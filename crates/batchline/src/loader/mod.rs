@@ -19,9 +19,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 pub use config::{AsyncDataLoaderConfig, ConfigBuilder, ErrorPolicy};
-pub use iterate::Batches;
 #[cfg(feature = "async")]
 pub use iterate::BatchStream;
+pub use iterate::Batches;
 
 use feed::Feed;
 use pipeline::Pipeline;
@@ -211,15 +211,15 @@ impl AsyncDataLoader {
     /// The state after the last batch that was delivered. Before the first start it is where the
     /// stream will begin.
     pub fn state(&self) -> LoaderState {
-        let (epoch, position, skipped) = match (self.life.lock().current.as_ref(), &self.config.resume)
-        {
-            (Some(pipeline), _) => {
-                let cursor = pipeline.cursor();
-                (cursor.epoch, cursor.position, cursor.skipped)
-            }
-            (None, Some(state)) => (state.epoch, state.position, state.skipped.clone()),
-            (None, None) => (0, 0, Vec::new()),
-        };
+        let (epoch, position, skipped) =
+            match (self.life.lock().current.as_ref(), &self.config.resume) {
+                (Some(pipeline), _) => {
+                    let cursor = pipeline.cursor();
+                    (cursor.epoch, cursor.position, cursor.skipped)
+                }
+                (None, Some(state)) => (state.epoch, state.position, state.skipped.clone()),
+                (None, None) => (0, 0, Vec::new()),
+            };
         LoaderState {
             version: LoaderState::VERSION,
             seed: self.config.seed,

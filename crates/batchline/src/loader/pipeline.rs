@@ -103,10 +103,7 @@ impl Pipeline {
             config,
             feed,
         });
-        pipeline.counters.skipped.store(
-            resume_skips(&pipeline.config),
-            Ordering::Relaxed,
-        );
+        pipeline.counters.skipped.store(resume_skips(&pipeline.config), Ordering::Relaxed);
         if let Feed::Dataset { dataset, .. } = &*pipeline.feed {
             pipeline.allocate(dataset.spec())?;
         }
@@ -190,10 +187,8 @@ impl Pipeline {
     /// [`Error::Detached`]: a source does not return; [`Error::Timeout`]: the device does not.
     pub(crate) fn stop(&self) -> Result<()> {
         let _ = self.ended.set(Instant::now());
-        let stopped = Error::Lifecycle {
-            state: "stopped",
-            remedy: "call `start` to begin a new generation",
-        };
+        let stopped =
+            Error::Lifecycle { state: "stopped", remedy: "call `start` to begin a new generation" };
         // The ending first: a submitter that finds the ring stopped would take it for the end.
         self.deliver.abandon(Ending::Failed(stopped.clone()));
         self.release(&stopped);
@@ -246,17 +241,21 @@ impl Pipeline {
     /// Makes the consumer's queue wait for the batch.
     fn hand_over(&self, ready: Ready) -> Result<Delivery> {
         let Ready { batch, submission, place, .. } = ready;
-        if let Some(Err(source)) = submission.and_then(|submission| {
-            if submission.is_done() { Some(submission.wait()) } else { None }
-        }) {
+        if let Some(Err(source)) =
+            submission.and_then(
+                |submission| {
+                    if submission.is_done() { Some(submission.wait()) } else { None }
+                },
+            )
+        {
             return Err(self.refuse(place, source));
         }
         let core = self.config.memory.device().core();
         let stream = core.backend().consumer_stream();
         let written = batch.written();
-        let ordered = core.check().and_then(|()| {
-            core.health().notice(core.backend().consumer_after(stream, &written))
-        });
+        let ordered = core
+            .check()
+            .and_then(|()| core.health().notice(core.backend().consumer_after(stream, &written)));
         if let Err(source) = ordered {
             return Err(self.refuse(place, source));
         }

@@ -69,7 +69,8 @@ impl Pipeline {
         let rows = place.rows.rows - left_out.len() as u64;
         // Padding rows are the last ones.
         let real = place.rows.rows - place.rows.padding;
-        let padding = place.rows.padding - left_out.iter().filter(|row| **row >= real).count() as u64;
+        let padding =
+            place.rows.padding - left_out.iter().filter(|row| **row >= real).count() as u64;
         close_up(&mut slot, &layout, &left_out);
 
         let (output, submission) = self.transfer(slot, rows, lap)?;
@@ -113,9 +114,8 @@ impl Pipeline {
     ) -> Result<(Arc<Handle>, Option<Submission>)> {
         let buffers = self.buffers();
         let memory = &self.config.memory;
-        let block = |lease| {
-            Handle::new(Arc::new(Storage::new(Home::Output(lease), memory.clone())))
-        };
+        let block =
+            |lease| Handle::new(Arc::new(Storage::new(Home::Output(lease), memory.clone())));
         let Some(outputs) = &buffers.outputs else {
             let Slot::Unified(lease) = slot else {
                 unreachable!("only a unified device goes without outputs")
@@ -183,8 +183,7 @@ fn close_up(slot: &mut Slot, layout: &BatchLayout, left_out: &[u64]) {
         let bytes = rows.all(number);
         let mut kept = 0;
         let mut left_out = left_out.iter().peekable();
-        // Indices of rows in memory that exists.
-        let count = if row_bytes == 0 { 0 } else { bytes.len() / row_bytes };
+        let count = bytes.len().checked_div(row_bytes).unwrap_or(0);
         for row in 0..count {
             if left_out.next_if(|left| **left == row as u64).is_some() {
                 continue;

@@ -133,9 +133,8 @@ impl<S: Fillable> Ring<S> {
                     let ticket = state.tickets.back().expect("it was there above");
                     // SAFETY: the ticket, and so the slot, stays in the ring until these rows have
                     // come back, and rows below `claimed` are never dealt out again.
-                    let claim = unsafe {
-                        Claim::new(number, &ticket.slot, &ticket.layout, first, end)
-                    };
+                    let claim =
+                        unsafe { Claim::new(number, &ticket.slot, &ticket.layout, first, end) };
                     return Task::Fill(place, claim);
                 }
             }
@@ -180,8 +179,7 @@ impl<S: Fillable> Ring<S> {
         };
         let number = state.front + state.tickets.len() as u64;
         // SAFETY: as in `next_task`; all rows count as claimed, so nobody else gets them.
-        let claim =
-            claimed.then(|| unsafe { Claim::new(number, &ticket.slot, layout, 0, rows) });
+        let claim = claimed.then(|| unsafe { Claim::new(number, &ticket.slot, layout, 0, rows) });
         state.tickets.push_back(ticket);
         drop(state);
         self.work.notify_all();

@@ -214,9 +214,8 @@ impl Pipeline {
                 *opener = Opener { epoch: opener.epoch + 1, ..Opener::default() };
                 continue;
             };
-            let rows = self
-                .check_pulled(&batch, opener)
-                .map_err(|error| failed(opener, error.into()))?;
+            let rows =
+                self.check_pulled(&batch, opener).map_err(|error| failed(opener, error.into()))?;
             if rows < self.config.batch_size {
                 opener.short = true;
                 if self.config.last_batch == LastBatch::Drop {

@@ -9,9 +9,9 @@ mod view;
 
 pub use manager::{MemoryLimits, MemoryManager, MemoryStats};
 pub use tensor::Tensor;
-pub use view::{ConsumerQueue, Host, HostView};
 #[cfg(feature = "wgpu")]
 pub use view::WgpuBinding;
+pub use view::{ConsumerQueue, Host, HostView};
 
 pub(crate) use manager::{DeviceLease, StagingLease};
 pub(crate) use pool::{Loan, Patience, Pool};

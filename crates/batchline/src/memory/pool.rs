@@ -64,7 +64,10 @@ impl<T> Clone for Pool<T> {
 
 impl<T> fmt::Debug for Pool<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("what", &self.shared.what).field("counts", &self.counts()).finish()
+        f.debug_struct("Pool")
+            .field("what", &self.shared.what)
+            .field("counts", &self.counts())
+            .finish()
     }
 }
 
@@ -323,7 +326,8 @@ mod tests {
         let pool = pool(1);
         let loan = pool.acquire(Patience::None, || Ok(1)).unwrap();
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| pool.acquire(Patience::Forever, || Ok(2)).map(|loan| *loan));
+            let waiter =
+                scope.spawn(|| pool.acquire(Patience::Forever, || Ok(2)).map(|loan| *loan));
             pool.close(Error::Closed { what: "pool" });
             assert!(matches!(waiter.join().unwrap(), Err(Error::Closed { .. })));
         });

@@ -117,7 +117,9 @@ impl<B: Block> Shelf<B> {
         let capacity = self.capacity_for(bytes)?;
         let mut state = self.state.lock();
         loop {
-            if let Some(block) = state.free.get_mut(&(capacity, class)).and_then(VecDeque::pop_front) {
+            if let Some(block) =
+                state.free.get_mut(&(capacity, class)).and_then(VecDeque::pop_front)
+            {
                 state.counts.cached -= capacity;
                 state.counts.in_use += capacity;
                 return Ok(self.lease(block));
@@ -292,7 +294,7 @@ mod tests {
         let shelf = shelf(u64::MAX / 2);
         for bytes in [0, 1, 256, 257, 4096, 5000, 1 << 20, (1 << 20) + 1, 38_535_168] {
             let capacity = shelf.capacity_for(bytes).unwrap();
-            assert!(capacity >= bytes && capacity % 256 == 0);
+            assert!(capacity >= bytes && capacity.is_multiple_of(256));
             assert!(capacity <= bytes + (bytes / 8).max(256), "{bytes} became {capacity}");
         }
         assert!(matches!(shelf.capacity_for(u64::MAX), Err(Error::Overflow { .. })));
@@ -317,7 +319,10 @@ mod tests {
         drop(lend(&shelf, 256).unwrap());
         drop(lend(&shelf, 512).unwrap());
         let _large = lend(&shelf, 1024).unwrap();
-        assert_eq!(shelf.counts(), ShelfCounts { in_use: 1024, allocations: 3, ..Default::default() });
+        assert_eq!(
+            shelf.counts(),
+            ShelfCounts { in_use: 1024, allocations: 3, ..Default::default() }
+        );
     }
 
     #[test]

@@ -144,6 +144,8 @@ mod wgpu_queue {
         }
     }
 
+    /// wgpu compares queues by their numbers within an instance, so a queue of another
+    /// `wgpu::Instance` may be taken for the device's own. Use one instance.
     impl ConsumerQueue for wgpu::Queue {
         type Handle<'t> = WgpuBinding<'t>;
 

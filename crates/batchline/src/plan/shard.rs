@@ -56,12 +56,7 @@ pub(crate) struct BatchRows {
 
 impl Cut {
     /// Checks the settings.
-    pub(crate) fn new(
-        len: u64,
-        batch_size: u64,
-        shard: Shard,
-        last: LastBatch,
-    ) -> Result<Self> {
+    pub(crate) fn new(len: u64, batch_size: u64, shard: Shard, last: LastBatch) -> Result<Self> {
         let cut = Self { len, batch_size, shard, last };
         if len == 0 {
             let problem = "has no samples";
@@ -70,7 +65,10 @@ impl Cut {
         if cut.batches() == 0 {
             return Err(Error::config(
                 "drop_last",
-                format!("leaves no batch: {len} samples are fewer than the {} of one", cut.global()),
+                format!(
+                    "leaves no batch: {len} samples are fewer than the {} of one",
+                    cut.global()
+                ),
                 "use a smaller batch size, or keep the last batch",
             ));
         }
@@ -147,9 +145,8 @@ mod tests {
 
     #[test]
     fn padding_is_counted_and_shares_differ_by_one_at_most() {
-        let cut = |rank, last| {
-            Cut::new(10, 3, Shard { rank, world_size: 2 }, last).unwrap().rows(1)
-        };
+        let cut =
+            |rank, last| Cut::new(10, 3, Shard { rank, world_size: 2 }, last).unwrap().rows(1);
         // Positions 6..10 are left: 6, 7, 8 and 9, then 0 and 1 again.
         assert_eq!(cut(0, LastBatch::Pad), BatchRows { first: 6, rows: 3, padding: 0 });
         assert_eq!(cut(1, LastBatch::Pad), BatchRows { first: 9, rows: 3, padding: 2 });

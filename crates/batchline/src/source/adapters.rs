@@ -177,7 +177,8 @@ fn stack(samples: &[Sample]) -> Result<Sample> {
         tensors.push(HostTensor::from_bytes(tensor.dtype, shape.dims(), parts.concat())?);
     }
     let mut tensors = tensors.into_iter();
-    let mut batch = Sample { input: tensors.next().expect("an input"), label: None, weights: vec![] };
+    let mut batch =
+        Sample { input: tensors.next().expect("an input"), label: None, weights: vec![] };
     if spec.label_spec().is_some() {
         batch.label = tensors.next();
     }

@@ -72,6 +72,31 @@ pub trait Dataset: Send + Sync {
     }
 }
 
+macro_rules! forward_dataset {
+    ($($pointer:ty),*) => {$(
+        #[deny(clippy::missing_trait_methods)]
+        impl<D: Dataset + ?Sized> Dataset for $pointer {
+            fn len(&self) -> u64 {
+                (**self).len()
+            }
+            fn is_empty(&self) -> bool {
+                (**self).is_empty()
+            }
+            fn spec(&self) -> &SampleSpec {
+                (**self).spec()
+            }
+            fn read(&self, index: u64, sample: &mut SampleMut<'_>) -> Result<(), BoxError> {
+                (**self).read(index, sample)
+            }
+            fn fingerprint(&self) -> u64 {
+                (**self).fingerprint()
+            }
+        }
+    )*};
+}
+
+forward_dataset!(Box<D>, std::sync::Arc<D>);
+
 /// A fingerprint of length and spec.
 pub(crate) fn default_fingerprint(len: u64, spec: &SampleSpec) -> u64 {
     let mut hash = xxhash_rust::xxh3::Xxh3::new();
@@ -109,5 +134,21 @@ pub trait DataSource: Send {
     /// As [`Dataset::fingerprint`].
     fn fingerprint(&self) -> u64 {
         self.size().unwrap_or(0)
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl<S: DataSource + ?Sized> DataSource for Box<S> {
+    fn get_batch(&mut self, batch_size: usize) -> Result<Option<Sample>, BoxError> {
+        (**self).get_batch(batch_size)
+    }
+    fn size(&self) -> Option<u64> {
+        (**self).size()
+    }
+    fn reset(&mut self) -> Result<(), BoxError> {
+        (**self).reset()
+    }
+    fn fingerprint(&self) -> u64 {
+        (**self).fingerprint()
     }
 }

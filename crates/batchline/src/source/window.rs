@@ -37,7 +37,7 @@ impl<'a> Rows<'a> {
     /// All rows of a batch that lies in memory which the caller owns.
     pub(crate) fn of_slice(memory: &'a mut [u8], layout: &'a BatchLayout) -> Self {
         assert!(memory.len() as u64 >= layout.bytes, "memory too small for its layout");
-        assert!(memory.as_ptr() as usize % 8 == 0, "memory not aligned for its elements");
+        assert!(memory.as_ptr().addr().is_multiple_of(8), "memory not aligned for its elements");
         let base = NonNull::from(memory).cast();
         Self { base, parts: &layout.parts, first: 0, end: layout.rows, _memory: PhantomData }
     }
@@ -77,8 +77,10 @@ impl<'a> Rows<'a> {
     fn span(&mut self, tensor: usize, first: u64, end: u64) -> &mut [u8] {
         let part = self.parts[tensor];
         #[allow(clippy::cast_possible_truncation, reason = "within memory that exists")]
-        let (start, len) =
-            ((part.offset + first * part.row_bytes) as usize, ((end - first) * part.row_bytes) as usize);
+        let (start, len) = (
+            (part.offset + first * part.row_bytes) as usize,
+            ((end - first) * part.row_bytes) as usize,
+        );
         // SAFETY: `first..end` are rows of the layout, whose bytes `base` is valid for.
         let start = unsafe { self.base.add(start) };
         // SAFETY: in bounds as above; exclusive by the constructors' promise and `&mut self`.

@@ -85,7 +85,8 @@ impl StagingBufferPool {
         max_buffers: usize,
         buffer_size: u64,
     ) -> Result<Self> {
-        for (setting, value) in [("max_buffers", max_buffers as u64), ("buffer_size", buffer_size)] {
+        for (setting, value) in [("max_buffers", max_buffers as u64), ("buffer_size", buffer_size)]
+        {
             if value == 0 {
                 return Err(Error::config(setting, "is 0", "give at least 1"));
             }

@@ -137,7 +137,10 @@ struct Queued {
 enum Work {
     Jobs(Vec<Job>),
     /// The consumer looks at memory that it was given.
-    Check { bytes: crate::backend::host::execute::Bytes, expected: Vec<u8> },
+    Check {
+        bytes: crate::backend::host::execute::Bytes,
+        expected: Vec<u8>,
+    },
     Nothing,
 }
 
@@ -276,7 +279,10 @@ impl State {
     fn is_ready(&self, stream: usize) -> bool {
         !self.held[stream]
             && self.streams[stream].front().is_some_and(|queued| {
-                queued.after.iter().all(|fence| self.passed[usize::from(fence.stream)] >= fence.value)
+                queued
+                    .after
+                    .iter()
+                    .all(|fence| self.passed[usize::from(fence.stream)] >= fence.value)
             })
     }
 

@@ -71,7 +71,8 @@ impl Job {
             Job::Fill { dst, element } => {
                 // SAFETY: promised by the caller.
                 let dst = unsafe { dst.write() };
-                dst.chunks_exact_mut(element.len()).for_each(|piece| piece.copy_from_slice(&element));
+                dst.chunks_exact_mut(element.len())
+                    .for_each(|piece| piece.copy_from_slice(&element));
             }
             Job::Convert { src, dst, spec } => {
                 // SAFETY: promised by the caller.
@@ -94,9 +95,7 @@ impl Job {
 
 fn call(work: Custom, tensors: HostCustom<'_>) -> Result<()> {
     #[cfg_attr(not(feature = "wgpu"), allow(irrefutable_let_patterns, reason = "one variant"))]
-    let Custom::Host(work) = work else {
-        unreachable!("checked when the job was made")
-    };
+    let Custom::Host(work) = work else { unreachable!("checked when the job was made") };
     match catch_unwind(AssertUnwindSafe(|| work(tensors))) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(source)) => Err(Error::User { who: "a custom operation", source: source.into() }),

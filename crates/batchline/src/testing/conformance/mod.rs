@@ -6,6 +6,8 @@
 //! conformance::run_all(&|| Device::host());
 //! ```
 
+mod loader;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,10 +16,11 @@ use crate::backend::ChannelOrder;
 use crate::backend::host::convert::convert;
 use crate::plan::mix;
 use crate::{
-    AsyncDataLoader, AsyncDataLoaderConfig, BatchOperation, CommandBufferPool, Conversion, DType,
-    Dataset, Device, Error, FnDataset, GpuBatch, HostTensor, InMemory, LastBatch, MemoryLimits,
-    MemoryManager, SampleBuffer, SampleSpec, Shape, StagingBufferPool, Tensor,
+    BatchOperation, CommandBufferPool, Conversion, DType, Device, Error, MemoryLimits,
+    MemoryManager, Shape, StagingBufferPool, Tensor,
 };
+
+pub use loader::{loader_converts, loader_delivers_in_order, loader_stops_anywhere};
 
 /// Makes the device under test; each check gets a fresh one.
 pub type MakeDevice<'a> = &'a dyn Fn() -> Device;
@@ -369,7 +372,7 @@ pub fn random_operations(device: &Device, seed: u64) {
                 _ => {}
             }
         }
-        let _ = buffer.execute().expect("submitted");
+        drop(buffer.execute().expect("submitted"));
         if random(5) == 0 {
             let place = random(TENSORS);
             assert_eq!(tensors[place].to_vec::<u8>().expect("a readback"), model[place]);
@@ -445,156 +448,6 @@ pub fn pools_wait_and_close(device: &Device) {
     let done = submission.wait_timeout(Duration::from_secs(10));
     done.expect("cleanup waited for it").expect("done");
     assert_eq!(commands.stats().total, 0);
-}
-
-/// A data set of `len` samples with an input, a label and a mask, each known by its index.
-fn numbered(len: u64) -> impl Dataset + Clone {
-    let inputs: Vec<u8> = (0..len).flat_map(|i| bytes(i, 37)).collect();
-    let labels: Vec<i64> = (0..len).map(|i| mix(&[i]).cast_signed()).collect();
-    let masks: Vec<f32> = (0..len).map(|i| (i % 7) as f32).collect();
-    InMemory::new(HostTensor::new(inputs, &[len, 37]).expect("inputs"))
-        .and_then(|set| set.labels(HostTensor::new(labels, &[len])?))
-        .and_then(|set| set.weights("mask", HostTensor::new(masks, &[len, 1])?))
-        .expect("a data set")
-}
-
-/// The bytes of a batch, tensor by tensor, read without any of the pipeline.
-fn expected_batch(dataset: &dyn Dataset, indices: &[u64]) -> Vec<Vec<u8>> {
-    let mut buffer = SampleBuffer::new(dataset.spec()).expect("a buffer");
-    let mut tensors = vec![Vec::new(); dataset.spec().tensors().len()];
-    for index in indices {
-        buffer.fill(|sample| dataset.read(*index, sample)).expect("a sample");
-        for (place, tensor) in tensors.iter_mut().enumerate() {
-            tensor.extend_from_slice(buffer.bytes(place));
-        }
-    }
-    tensors
-}
-
-fn batch_bytes(batch: &GpuBatch) -> Vec<Vec<u8>> {
-    let label = batch.label_tensor();
-    std::iter::once(batch.input_tensor())
-        .chain(label)
-        .chain(batch.weight_tensors())
-        .map(|tensor| tensor.to_bytes().expect("a readback"))
-        .collect()
-}
-
-/// Batches come in order, each once, with the right bytes, for any number of workers.
-///
-/// # Panics
-/// The device fails.
-pub fn loader_delivers_in_order(make: MakeDevice<'_>) {
-    for (workers, depth, batch_size) in [(1, 1, 7), (3, 2, 16), (8, 5, 1), (4, 3, 64)] {
-        let device = make();
-        let memory = MemoryManager::new(&device);
-        let dataset = numbered(100);
-        let config = AsyncDataLoaderConfig::builder()
-            .batch_size(batch_size)
-            .workers(workers)
-            .prefetch_depth(depth)
-            .epochs(2)
-            .memory_manager(memory.clone())
-            .build()
-            .expect("settings");
-        let loader = AsyncDataLoader::new(dataset.clone(), config).expect("a loader");
-        loader.start().expect("started");
-        let mut number = 0;
-        for epoch in 0..2 {
-            let indices: Vec<u64> = (0..100).collect();
-            let size = usize::try_from(batch_size).expect("small");
-            for (place, indices) in indices.chunks(size).enumerate() {
-                let batch = loader.get_batch().expect("a batch").expect("not the end");
-                assert_eq!((batch.batch_id(), batch.epoch()), (number, epoch));
-                assert_eq!(batch.batch_in_epoch(), place as u64);
-                assert_eq!(batch_bytes(&batch), expected_batch(&dataset, indices));
-                number += 1;
-            }
-        }
-        assert!(loader.get_batch().expect("the end").is_none());
-        assert!(loader.get_batch().expect("the end, again").is_none());
-        loader.stop().expect("stopped");
-        wait_until(|| memory.stats().device_in_use == 0, "the outputs to come back");
-        wait_until(|| memory.stats().staging_in_use == 0, "the slots to come back");
-    }
-}
-
-/// The device converts the input, and leaves label and weights alone.
-///
-/// # Panics
-/// The device fails.
-pub fn loader_converts(device: &Device) {
-    let spec = SampleSpec::new(DType::U8, &[4, 6, 3])
-        .and_then(|spec| spec.label(DType::I64, &[]))
-        .expect("a spec");
-    let dataset = FnDataset::new(20, spec, |index, sample| {
-        sample.input().copy_from_slice(&bytes(index, 72));
-        sample.write(1, &[index.cast_signed()])?;
-        Ok(())
-    });
-    let conversion = Conversion::new()
-        .normalize(&[120.0, 110.0, 100.0], &[58.0, 57.0, 56.0])
-        .reorder(ChannelOrder::Nhwc, ChannelOrder::Nchw);
-    let config = AsyncDataLoaderConfig::builder()
-        .batch_size(8)
-        .last_batch(LastBatch::Keep)
-        .convert(DType::F32, conversion.clone())
-        .device(device.clone())
-        .build()
-        .expect("settings");
-    let loader = AsyncDataLoader::new(dataset, config).expect("a loader");
-    loader.start().expect("started");
-    let mut first = 0;
-    for batch in loader.batches() {
-        let batch = batch.expect("a batch");
-        let rows = batch.len();
-        assert_eq!(batch.input_tensor().shape().dims(), [rows, 3, 4, 6]);
-        let raw: Vec<u8> = (first..first + rows).flat_map(|index| bytes(index, 72)).collect();
-        let shape = Shape::new(&[rows, 4, 6, 3]).expect("a shape");
-        let spec = conversion.spec_for(DType::U8, DType::F32, shape).expect("a conversion");
-        let mut expected = vec![0f32; raw.len()];
-        convert(&raw, bytemuck::cast_slice_mut(&mut expected), &spec);
-        assert_eq!(batch.input_tensor().to_vec::<f32>().expect("a readback"), expected);
-        let labels: Vec<i64> = (first..first + rows).map(u64::cast_signed).collect();
-        let label = batch.label_tensor().expect("a label");
-        assert_eq!(label.to_vec::<i64>().expect("a readback"), labels);
-        first += rows;
-    }
-    assert_eq!(first, 20);
-}
-
-/// A loader that is stopped after any number of batches lets go of everything, and starts again.
-///
-/// # Panics
-/// The device fails.
-pub fn loader_stops_anywhere(device: &Device) {
-    let memory = MemoryManager::new(device);
-    let dataset = numbered(64);
-    let config = AsyncDataLoaderConfig::builder()
-        .batch_size(8)
-        .workers(4)
-        .endless()
-        .memory_manager(memory.clone())
-        .build()
-        .expect("settings");
-    let loader = AsyncDataLoader::new(dataset.clone(), config).expect("a loader");
-    for taken in 0..6u64 {
-        loader.start().expect("started");
-        assert!(matches!(loader.start(), Err(Error::Lifecycle { .. })));
-        for number in 0..taken {
-            let batch = loader.get_batch().expect("a batch").expect("not the end");
-            assert_eq!((batch.batch_id(), batch.generation()), (number, taken + 1));
-            let indices: Vec<u64> = (number * 8 % 64..number * 8 % 64 + 8).collect();
-            assert_eq!(batch_bytes(&batch), expected_batch(&dataset, &indices));
-        }
-        loader.stop().expect("stopped");
-        loader.stop().expect("stopped twice");
-        assert!(matches!(loader.get_batch(), Err(Error::Lifecycle { .. })));
-        wait_until(|| memory.stats().device_in_use == 0, "the outputs to come back");
-        assert_eq!(memory.stats().staging_in_use, 0, "slots after stop");
-    }
-    drop(loader);
-    device.check().expect("a healthy device");
 }
 
 /// Waits for something that happens on another thread.
