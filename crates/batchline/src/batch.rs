@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::backend::{Fence, StreamId};
 use crate::memory::{ConsumerQueue, Held, Tensor};
-use crate::{Result, SampleSpec};
+use crate::{Error, Result, SampleSpec, Submission};
 
 /// A batch on the device, ready for work on the consumer's queue.
 ///
@@ -29,6 +29,8 @@ pub struct GpuBatch {
     tensors: Vec<Tensor>,
     spec: Arc<SampleSpec>,
     about: BatchInfo,
+    /// The transfer, where there is one.
+    transfer: Option<Submission>,
 }
 
 /// Where a batch comes from.
@@ -44,8 +46,19 @@ pub(crate) struct BatchInfo {
 }
 
 impl GpuBatch {
-    pub(crate) fn new(tensors: Vec<Tensor>, spec: Arc<SampleSpec>, about: BatchInfo) -> Self {
-        Self { tensors, spec, about }
+    pub(crate) fn new(
+        tensors: Vec<Tensor>,
+        spec: Arc<SampleSpec>,
+        about: BatchInfo,
+        transfer: Option<Submission>,
+    ) -> Self {
+        Self { tensors, spec, about, transfer }
+    }
+
+    /// What became of the transfer, if it is over and failed.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        let transfer = self.transfer.as_ref().filter(|transfer| transfer.is_done())?;
+        transfer.wait().err()
     }
 
     /// The fences that work on the batch must come after.
@@ -139,6 +152,15 @@ impl GpuBatch {
         let tensors =
             self.tensors.iter().map(|tensor| queue.bind(tensor)).collect::<Result<_>>()?;
         Ok(BoundBatch { tensors, batch: self })
+    }
+
+    /// Waits, on the host, until the batch has arrived. Work on the consumer's queue needs no such
+    /// wait; it is for who measures, or wants to know of a failed transfer here and now.
+    ///
+    /// # Errors
+    /// The transfer failed, or the device is lost.
+    pub fn wait(&self) -> Result<()> {
+        self.transfer.as_ref().map_or(Ok(()), Submission::wait)
     }
 
     /// Gives the batch back. Dropping it does the same.

@@ -54,6 +54,18 @@ impl Condvar {
         self.0.wait_timeout(guard, timeout).unwrap_or_else(std::sync::PoisonError::into_inner).0
     }
 
+    /// Waits, at most for `timeout` where there is one.
+    pub(crate) fn wait_at_most<'a, T>(
+        &self,
+        guard: MutexGuard<'a, T>,
+        timeout: Option<Duration>,
+    ) -> MutexGuard<'a, T> {
+        match timeout {
+            Some(timeout) => self.wait_timeout(guard, timeout),
+            None => self.wait(guard),
+        }
+    }
+
     pub(crate) fn notify_one(&self) {
         self.0.notify_one();
     }

@@ -660,6 +660,21 @@ fn data_sets_that_break_their_contract_are_told_so() {
 }
 
 #[test]
+fn times_beyond_the_clock_are_for_ever() {
+    let loader = start(numbers(10, |_| Ok(())), builder(&host()).stop_timeout(Duration::MAX));
+    let delivery = loader.get_batch_timeout(Duration::MAX).unwrap();
+    let Delivery::Ready(batch) = delivery else { panic!("{delivery:?}") };
+    batch.wait().unwrap();
+    assert!(matches!(loader.get_batch_timeout(Duration::MAX).unwrap(), Delivery::End));
+    loader.stop().unwrap();
+    let backoff = Duration::MAX;
+    let policy = ErrorPolicy::Retry { times: 1, backoff };
+    let loader = start(numbers(10, |_| Err("no".into())), builder(&host()).error_policy(policy));
+    std::thread::sleep(Duration::from_millis(5));
+    loader.stop().unwrap();
+}
+
+#[test]
 fn nothing_works_before_start() {
     let config = builder(&host()).build().unwrap();
     let loader = AsyncDataLoader::new(numbers(10, |_| Ok(())), config).unwrap();

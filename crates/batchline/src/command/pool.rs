@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use super::buffer::{CommandBuffer, Recorder};
 use super::convert::Conversion;
@@ -100,10 +101,10 @@ impl CommandBufferPool {
         }
     }
 
-    /// Closes the pool and waits no longer than until `deadline`; false when that was too short.
-    pub(crate) fn cleanup_until(&self, deadline: std::time::Instant) -> bool {
+    /// Closes the pool and waits no longer than `timeout`; false when that was too short.
+    pub(crate) fn cleanup_within(&self, timeout: Duration) -> bool {
         self.inner.pool.close(Error::Closed { what: "command buffer pool" });
-        self.inner.pool.wait_landed(Patience::Until(deadline))
+        self.inner.pool.wait_landed(Patience::within(timeout))
     }
 
     fn get(&self, patience: Patience) -> Result<CommandBuffer> {

@@ -6,11 +6,12 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::buffer::Recording;
 use super::operation::Operation;
 use crate::backend::Fence;
+use crate::memory::Patience;
 use crate::sync::{Condvar, Mutex};
 use crate::{Error, Result};
 
@@ -135,15 +136,15 @@ impl Submission {
     /// [`Error::Panicked`] for a completion that panicked. Called from a completion it is an error
     /// at once, because completions run one after another.
     pub fn wait(&self) -> Result<()> {
-        self.wait_until(None).unwrap_or_else(|| unreachable!("no deadline was given"))
+        self.wait_for(Patience::Forever).unwrap_or_else(|| unreachable!("no deadline was given"))
     }
 
     /// As [`wait`](Self::wait), for at most `timeout`; `None` when it was not enough.
     pub fn wait_timeout(&self, timeout: Duration) -> Option<Result<()>> {
-        self.wait_until(Some(Instant::now() + timeout))
+        self.wait_for(Patience::within(timeout))
     }
 
-    fn wait_until(&self, deadline: Option<Instant>) -> Option<Result<()>> {
+    fn wait_for(&self, patience: Patience) -> Option<Result<()>> {
         let mut state = self.record.state.lock();
         loop {
             if let Progress::Done(result) = &state.progress {
@@ -153,16 +154,7 @@ impl Submission {
                 let problem = "a completion cannot wait for other work: it would wait for itself";
                 return Some(Err(Error::record("a wait", problem)));
             }
-            state = match deadline {
-                None => self.record.done.wait(state),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return None;
-                    }
-                    self.record.done.wait_timeout(state, left)
-                }
-            };
+            state = self.record.done.wait_at_most(state, patience.left()?);
         }
     }
 

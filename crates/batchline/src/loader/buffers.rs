@@ -2,7 +2,7 @@
 //! the start and handed around from then on.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::config::AsyncDataLoaderConfig;
 use super::slot::Slot;
@@ -139,7 +139,7 @@ impl Buffers {
 
     /// Waits until no transfer is on its way; false when `timeout` was too short for that.
     pub(crate) fn wait_landed(&self, timeout: Duration) -> bool {
-        self.commands.cleanup_until(Instant::now() + timeout)
+        self.commands.cleanup_within(timeout)
     }
 }
 

@@ -4,20 +4,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
-use std::time::Instant;
 
 use super::ticket::Place;
-use crate::command::Submission;
 use crate::memory::{Held, Patience};
 use crate::sync::{Condvar, Mutex};
 use crate::{Error, GpuBatch, Skipped};
 
-/// A batch that was submitted, in front of the consumer.
+/// A batch that was submitted, in front of the consumer. Its transfer may still be on its way.
 #[derive(Debug)]
 pub(crate) struct Ready {
     pub(crate) batch: GpuBatch,
-    /// The transfer, where there is one; it may still be on its way.
-    pub(crate) submission: Option<Submission>,
     pub(crate) place: Place,
     /// What was left out of it.
     pub(crate) skipped: Vec<Skipped>,
@@ -146,17 +142,8 @@ impl<R> Deliver<R> {
             {
                 state.wakers.push(waker.clone());
             }
-            state = match patience {
-                Patience::None => return Ok(Taken::NotYet),
-                Patience::Forever => self.changed.wait(state),
-                Patience::Until(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return Ok(Taken::NotYet);
-                    }
-                    self.changed.wait_timeout(state, left)
-                }
-            };
+            let Some(left) = patience.left() else { return Ok(Taken::NotYet) };
+            state = self.changed.wait_at_most(state, left);
         }
     }
 

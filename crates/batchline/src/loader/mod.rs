@@ -16,7 +16,7 @@ mod worker;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use config::{AsyncDataLoaderConfig, ConfigBuilder, ErrorPolicy};
 #[cfg(feature = "async")]
@@ -177,7 +177,7 @@ impl AsyncDataLoader {
     /// # Errors
     /// As [`get_batch`](Self::get_batch).
     pub fn get_batch_timeout(&self, timeout: Duration) -> Result<Delivery> {
-        self.pipeline()?.next(Patience::Until(Instant::now() + timeout), None)
+        self.pipeline()?.next(Patience::within(timeout), None)
     }
 
     /// The next batch, if there is one at this moment.

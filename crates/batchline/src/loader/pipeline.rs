@@ -240,14 +240,8 @@ impl Pipeline {
 
     /// Makes the consumer's queue wait for the batch.
     fn hand_over(&self, ready: Ready) -> Result<Delivery> {
-        let Ready { batch, submission, place, .. } = ready;
-        if let Some(Err(source)) =
-            submission.and_then(
-                |submission| {
-                    if submission.is_done() { Some(submission.wait()) } else { None }
-                },
-            )
-        {
+        let Ready { batch, place, .. } = ready;
+        if let Some(source) = batch.failure() {
             return Err(self.refuse(place, source));
         }
         let core = self.config.memory.device().core();

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::memory::Patience;
 use crate::sync::{Condvar, Mutex, spawn_named};
 use crate::{Error, Result};
 
@@ -61,14 +62,12 @@ impl Threads {
     /// Joins all threads; gives those up that have not ended within `timeout` and returns how many
     /// they were.
     pub(crate) fn join(&self, timeout: Duration) -> usize {
-        let deadline = Instant::now() + timeout;
+        let patience = Patience::within(timeout);
         let mut alive = self.state.alive.lock();
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if *alive == 0 || left.is_zero() {
-                break;
-            }
-            alive = self.state.gone.wait_timeout(alive, left);
+        while *alive > 0
+            && let Some(left) = patience.left()
+        {
+            alive = self.state.gone.wait_at_most(alive, left);
         }
         drop(alive);
         let mut detached = 0;

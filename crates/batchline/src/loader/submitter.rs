@@ -73,7 +73,7 @@ impl Pipeline {
             place.rows.padding - left_out.iter().filter(|row| **row >= real).count() as u64;
         close_up(&mut slot, &layout, &left_out);
 
-        let (output, submission) = self.transfer(slot, rows, lap)?;
+        let (output, transfer) = self.transfer(slot, rows, lap)?;
         let buffers = self.buffers();
         let about = BatchInfo {
             batch_id,
@@ -85,8 +85,8 @@ impl Pipeline {
             padding,
         };
         let tensors = views(&output, &buffers.output_layout, rows)?;
-        let batch = GpuBatch::new(tensors, Arc::clone(&buffers.spec), about);
-        Ok(Ready { batch, submission, place, skipped })
+        let batch = GpuBatch::new(tensors, Arc::clone(&buffers.spec), about, transfer);
+        Ok(Ready { batch, place, skipped })
     }
 
     /// Counts what was left out, in order, against what the policy allows.

@@ -9,9 +9,10 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::slot::{Claim, Fillable, Slot};
+use crate::memory::Patience;
 use crate::plan::BatchRows;
 use crate::source::BatchLayout;
 use crate::sync::{Condvar, Mutex};
@@ -279,15 +280,14 @@ impl<S: Fillable> Ring<S> {
 
     /// Waits for `time`, or until the ring is stopped; true if it was.
     pub(crate) fn sleep(&self, time: Duration) -> bool {
-        let deadline = Instant::now() + time;
+        let patience = Patience::within(time);
         let mut state = self.state.lock();
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if state.stopped || left.is_zero() {
-                return state.stopped;
-            }
-            state = self.work.wait_timeout(state, left);
+        while !state.stopped
+            && let Some(left) = patience.left()
+        {
+            state = self.work.wait_at_most(state, left);
         }
+        state.stopped
     }
 }
 
@@ -304,7 +304,7 @@ mod loom_tests {
     use loom::thread;
 
     use super::*;
-    use crate::memory::{Loan, Patience, Pool};
+    use crate::memory::{Loan, Pool};
     use crate::{DType, SampleSpec};
 
     /// A slot of a model: memory for one batch.

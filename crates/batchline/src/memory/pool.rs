@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::{Error, Result};
@@ -18,6 +18,25 @@ pub(crate) enum Patience {
     Until(Instant),
     /// For as long as it takes; closing the pool ends it.
     Forever,
+}
+
+impl Patience {
+    /// For so long from now on; a time beyond the clock's range is for ever.
+    pub(crate) fn within(timeout: Duration) -> Self {
+        Instant::now().checked_add(timeout).map_or(Self::Forever, Self::Until)
+    }
+
+    /// What is left: `None` when it is over, else how long to wait at most, if there is a limit.
+    pub(crate) fn left(self) -> Option<Option<Duration>> {
+        match self {
+            Patience::None => None,
+            Patience::Forever => Some(None),
+            Patience::Until(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                (!left.is_zero()).then_some(Some(left))
+            }
+        }
+    }
 }
 
 /// A bounded, closable pool of at most `max` items, made when they are first needed.
@@ -140,17 +159,8 @@ impl<T> Pool<T> {
                     }
                 }
             }
-            match patience {
-                Patience::None => return Err(self.too_late(started)),
-                Patience::Forever => state = self.shared.returned.wait(state),
-                Patience::Until(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return Err(self.too_late(started));
-                    }
-                    state = self.shared.returned.wait_timeout(state, left);
-                }
-            }
+            let Some(left) = patience.left() else { return Err(self.too_late(started)) };
+            state = self.shared.returned.wait_at_most(state, left);
             may_make = true;
         }
     }
@@ -191,17 +201,8 @@ impl<T> Pool<T> {
     pub(crate) fn wait_landed(&self, patience: Patience) -> bool {
         let mut state = self.shared.state.lock();
         while state.in_flight > 0 {
-            state = match patience {
-                Patience::None => return false,
-                Patience::Forever => self.shared.landed.wait(state),
-                Patience::Until(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return false;
-                    }
-                    self.shared.landed.wait_timeout(state, left)
-                }
-            };
+            let Some(left) = patience.left() else { return false };
+            state = self.shared.landed.wait_at_most(state, left);
         }
         true
     }
@@ -288,8 +289,6 @@ impl<T: fmt::Debug> fmt::Debug for Loan<T> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn pool(max: usize) -> Pool<u32> {

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::pool::Patience;
 use crate::source::TENSOR_ALIGNMENT;
@@ -140,15 +139,7 @@ impl<B: Block> Shelf<B> {
                     }
                 };
             }
-            let wait = match patience {
-                Patience::None => None,
-                Patience::Forever => Some(None),
-                Patience::Until(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    (!left.is_zero()).then_some(Some(left))
-                }
-            };
-            let Some(wait) = wait else {
+            let Some(left) = patience.left() else {
                 return Err(Error::LimitReached {
                     what: self.what.to_owned(),
                     requested: bytes,
@@ -157,10 +148,7 @@ impl<B: Block> Shelf<B> {
                     limit: self.limit,
                 });
             };
-            state = match wait {
-                None => self.returned.wait(state),
-                Some(left) => self.returned.wait_timeout(state, left),
-            };
+            state = self.returned.wait_at_most(state, left);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::buffer::StagingBuffer;
 use crate::backend::Direction;
@@ -140,7 +140,7 @@ impl StagingBufferPool {
     /// # Errors
     /// As [`get_buffer`](Self::get_buffer), and [`Error::Timeout`].
     pub fn get_buffer_timeout(&self, timeout: Duration) -> Result<StagingBuffer> {
-        self.get(Patience::Until(Instant::now() + timeout))
+        self.get(Patience::within(timeout))
     }
 
     fn get(&self, patience: Patience) -> Result<StagingBuffer> {
