@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// What a loader has done since it was last started, and where the time went.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
 #[non_exhaustive]
 pub struct AsyncDataLoaderStats {
     /// Whether it is started and has not ended.
@@ -79,63 +79,70 @@ pub struct StageTimes {
 pub enum Bottleneck {
     /// Too little has been delivered to tell.
     Unknown,
-    /// The source: workers read all the time, and the consumer waits.
+    /// The source: workers read most of the time.
     Workers,
-    /// The submitter or the device: workers wait for slots, and the consumer waits.
+    /// The way to the device: the submitter is busy, or everybody waits for transfers.
     Transfer,
+    /// Handing batches from thread to thread: no stage is busy, and nothing is transferred.
+    Handover,
     /// The consumer: batches wait for it, as they should.
     Consumer,
 }
 
+impl StageTimes {
+    /// The share of the time spent working, 0 to 1.
+    pub fn utilisation(&self) -> f64 {
+        let all = self.working + self.waiting_for_input + self.waiting_for_room;
+        if all.is_zero() { 0.0 } else { self.working.as_secs_f64() / all.as_secs_f64() }
+    }
+}
+
 impl AsyncDataLoaderStats {
-    /// Which stage holds the others up.
+    /// Which stage holds the others up: the one that is busiest, if it is busy for half of the time.
     pub fn bottleneck(&self) -> Bottleneck {
-        let consumer = self.stages.consumer;
-        let total = (consumer.working + consumer.waiting_for_input).as_secs_f64();
-        if self.batches_delivered < 2 || total == 0.0 {
+        let Stages { workers, submitter, consumer } = self.stages;
+        if self.batches_delivered < 2 {
             return Bottleneck::Unknown;
         }
-        // Less than a twentieth of waiting is noise.
-        if consumer.waiting_for_input.as_secs_f64() < 0.05 * total {
-            return Bottleneck::Consumer;
-        }
-        let workers = self.stages.workers;
-        if workers.waiting_for_room > workers.working {
-            Bottleneck::Transfer
-        } else {
-            Bottleneck::Workers
+        // The last one counts where two are equal: a consumer that is busy is what one wants.
+        let busiest = [
+            (workers.utilisation(), Bottleneck::Workers),
+            (submitter.utilisation(), Bottleneck::Transfer),
+            (consumer.utilisation(), Bottleneck::Consumer),
+        ]
+        .into_iter()
+        .max_by(|one, other| one.0.total_cmp(&other.0));
+        match busiest {
+            Some((share, stage)) if share >= 0.5 => stage,
+            _ if self.bytes_transferred > 0 => Bottleneck::Transfer,
+            _ => Bottleneck::Handover,
         }
     }
 
     /// The verdict in words, with what to try.
     pub fn verdict(&self) -> String {
-        let share = |part: Duration, of: Duration| match of.as_secs_f64() {
-            0.0 => 0.0,
-            of => 100.0 * part.as_secs_f64() / of,
-        };
-        let consumer = self.stages.consumer;
-        let waited =
-            share(consumer.waiting_for_input, consumer.working + consumer.waiting_for_input);
+        let Stages { workers, consumer, .. } = self.stages;
+        let waited = 100.0 * (1.0 - consumer.utilisation());
         match self.bottleneck() {
             Bottleneck::Unknown => "too few batches to tell what the bottleneck is".to_owned(),
             Bottleneck::Consumer => format!(
                 "the consumer is the bottleneck, as it should be: it waited {waited:.1} % of the \
                  time for data"
             ),
-            Bottleneck::Workers => {
-                let workers = self.stages.workers;
-                let all = workers.working + workers.waiting_for_input + workers.waiting_for_room;
-                format!(
-                    "reading is the bottleneck: the consumer waited {waited:.1} % of the time, and \
-                     {} worker(s) were busy {:.1} % of theirs; try more workers or a cheaper read",
-                    self.workers,
-                    share(workers.working, all)
-                )
-            }
+            Bottleneck::Workers => format!(
+                "reading is the bottleneck: {} worker(s) were busy {:.1} % of the time, and the \
+                 consumer waited {waited:.1} %; try more workers or a cheaper read",
+                self.workers,
+                100.0 * workers.utilisation()
+            ),
             Bottleneck::Transfer => format!(
                 "the transfer is the bottleneck: the consumer waited {waited:.1} % of the time \
                  while workers waited for free slots; try larger batches, a smaller element type \
                  over the link, or a greater prefetch depth"
+            ),
+            Bottleneck::Handover => format!(
+                "handing batches over takes most of the time: no stage was busy, and the consumer \
+                 waited {waited:.1} %; try larger batches"
             ),
         }
     }
@@ -147,6 +154,7 @@ impl fmt::Display for Bottleneck {
             Bottleneck::Unknown => "unknown",
             Bottleneck::Workers => "workers",
             Bottleneck::Transfer => "transfer",
+            Bottleneck::Handover => "handover",
             Bottleneck::Consumer => "consumer",
         })
     }
@@ -208,5 +216,62 @@ impl<'a> Lap<'a> {
         self.clock.add(doing, time);
         self.since = now;
         time
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn times(working: u64, input: u64, room: u64) -> StageTimes {
+        let [working, waiting_for_input, waiting_for_room] =
+            [working, input, room].map(Duration::from_millis);
+        StageTimes { working, waiting_for_input, waiting_for_room }
+    }
+
+    fn stats(
+        workers: StageTimes,
+        submitter: StageTimes,
+        consumer: StageTimes,
+    ) -> AsyncDataLoaderStats {
+        let stages = Stages { workers, submitter, consumer };
+        AsyncDataLoaderStats { stages, batches_delivered: 100, workers: 2, ..Default::default() }
+    }
+
+    #[test]
+    fn the_busiest_stage_is_the_bottleneck() {
+        let idle = times(5, 95, 0);
+        let reading = stats(times(190, 0, 10), idle, times(3, 97, 0));
+        assert_eq!(reading.bottleneck(), Bottleneck::Workers);
+        assert!(
+            reading.verdict().contains("2 worker(s) were busy 95.0 %"),
+            "{}",
+            reading.verdict()
+        );
+        let training = stats(times(20, 0, 180), idle, times(99, 1, 0));
+        assert_eq!(training.bottleneck(), Bottleneck::Consumer);
+        assert!(training.verdict().contains("it waited 1.0 %"), "{}", training.verdict());
+        let submitting = stats(times(20, 0, 180), times(80, 0, 20), times(10, 90, 0));
+        assert_eq!(submitting.bottleneck(), Bottleneck::Transfer);
+        let mut waiting = stats(times(20, 0, 180), idle, times(10, 90, 0));
+        assert_eq!(waiting.bottleneck(), Bottleneck::Handover);
+        waiting.bytes_transferred = 1;
+        assert_eq!(waiting.bottleneck(), Bottleneck::Transfer);
+        waiting.batches_delivered = 1;
+        assert_eq!(waiting.bottleneck(), Bottleneck::Unknown);
+    }
+
+    #[test]
+    fn a_lap_attributes_each_moment_once() {
+        let clock = StageClock::default();
+        let started = Instant::now();
+        let mut lap = Lap::start(&clock);
+        std::thread::sleep(Duration::from_millis(2));
+        lap.spent(Doing::Working);
+        lap.spent(Doing::WaitingForRoom);
+        let times = clock.times();
+        assert!(times.working >= Duration::from_millis(2));
+        assert_eq!(times.waiting_for_input, Duration::ZERO);
+        assert!(times.working + times.waiting_for_room <= started.elapsed());
     }
 }
