@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::sync;
+
 /// What a loader has done since it was last started, and where the time went.
 #[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
 #[non_exhaustive]
@@ -206,12 +208,12 @@ pub(crate) struct Lap<'a> {
 
 impl<'a> Lap<'a> {
     pub(crate) fn start(clock: &'a StageClock) -> Self {
-        Self { clock, since: Instant::now() }
+        Self { clock, since: sync::now() }
     }
 
     /// The time since the last call was spent like this; returns how much it was.
     pub(crate) fn spent(&mut self, doing: Doing) -> Duration {
-        let now = Instant::now();
+        let now = sync::now();
         let time = now - self.since;
         self.clock.add(doing, time);
         self.since = now;

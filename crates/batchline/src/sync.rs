@@ -1,4 +1,4 @@
-//! Locks, atomics and threads: those of `std`, or of `loom` under `--cfg loom`.
+//! Locks, threads and the clock: those of `std`, or of `loom` under `--cfg loom`.
 //!
 //! No other file knows which of the two it uses. A lock whose holder panicked is simply taken: each
 //! critical section leaves its state valid at every step, and panics of user code never happen
@@ -14,7 +14,7 @@ use loom::sync as imp;
 #[cfg(not(loom))]
 use std::sync as imp;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) use imp::MutexGuard;
 
@@ -73,6 +73,11 @@ impl Condvar {
     pub(crate) fn notify_all(&self) {
         self.0.notify_all();
     }
+}
+
+/// The time, from the one place that knows it.
+pub(crate) fn now() -> Instant {
+    Instant::now()
 }
 
 /// Starts a thread named after what it is. The name shows in debuggers, profilers and panics.

@@ -1,5 +1,7 @@
 //! Every device passes the conformance suite.
 
+#[cfg(feature = "wgpu")]
+use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -41,7 +43,8 @@ fn wgpu() {
     if let Err(missing) = Device::wgpu() {
         let required = std::env::var_os("BATCHLINE_REQUIRE_WGPU").is_some();
         assert!(!required, "BATCHLINE_REQUIRE_WGPU is set, but: {missing}");
-        println!("skipped: {missing}");
+        // Past the capture of the test harness, so that it is seen.
+        let _ = writeln!(std::io::stderr(), "skipped, the wgpu device: {missing}");
         return;
     }
     conformance::run_all(&|| Device::wgpu().expect("an adapter was found above"));

@@ -645,6 +645,30 @@ fn pull_sources_that_break_their_contract_are_told_so() {
 }
 
 #[test]
+fn a_source_that_never_ends_is_read_no_further_than_there_is_room() {
+    let calls = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&calls);
+    let source = FnSource::new(move |size| {
+        count.fetch_add(1, Ordering::SeqCst);
+        Ok(Some(Sample::new(zeros::<u8>(&[size as u64]))))
+    });
+    let memory = host();
+    let config = builder(&memory).prefetch_depth(2).max_held(1).build().unwrap();
+    let loader = AsyncDataLoader::from_source(source, config).unwrap();
+    loader.start().unwrap();
+    for _ in 0..20 {
+        assert!(loader.get_batch().unwrap().is_some());
+    }
+    std::thread::sleep(Duration::from_millis(10));
+    // Three outputs, and one batch in the hands of the worker whose turn it is.
+    let read = calls.load(Ordering::SeqCst);
+    assert!(read <= 24, "{read} batches were read for 20 taken");
+    loader.stop().unwrap();
+    drop(loader);
+    assert_home(&memory);
+}
+
+#[test]
 fn data_sets_that_break_their_contract_are_told_so() {
     let spec = || SampleSpec::new(DType::F32, &[3]).unwrap().label(DType::U8, &[]).unwrap();
     let error = |read: fn(&mut SampleMut<'_>) -> Result<(), BoxError>| {

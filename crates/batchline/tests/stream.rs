@@ -262,6 +262,22 @@ fn pull_sources_resume_and_drop_the_last_batch() {
 }
 
 #[test]
+fn a_pull_source_shorter_than_its_state_is_told_so() {
+    let start = |len, config: ConfigBuilder| {
+        let loader = AsyncDataLoader::from_source(pulled(len), config.build().unwrap()).unwrap();
+        loader.start().unwrap();
+        loader
+    };
+    let loader = start(25, builder(5));
+    for _ in 0..4 {
+        loader.get_batch().unwrap().unwrap();
+    }
+    let shorter = start(12, builder(5).resume_from(loader.state()));
+    let error = shorter.get_batch().unwrap_err().chain();
+    assert!(error.contains("it is at batch 4, the source has only 3"), "{error}");
+}
+
+#[test]
 fn settings_that_need_random_access_are_refused_for_pull_sources() {
     for config in
         [builder(2).shuffle(true), builder(2).shard(0, 2), builder(2).last_batch(LastBatch::Pad)]

@@ -1,6 +1,8 @@
 //! Sharing memory with code that uses wgpu itself.
 #![cfg(feature = "wgpu")]
 
+use std::io::Write;
+
 use batchline::{
     AsyncDataLoader, AsyncDataLoaderConfig, CommandBufferPool, Custom, DType, Device, Error,
     FnDataset, Host, MemoryManager, SampleSpec,
@@ -13,7 +15,8 @@ fn device() -> Option<Device> {
         Err(missing) => {
             let required = std::env::var_os("BATCHLINE_REQUIRE_WGPU").is_some();
             assert!(!required, "BATCHLINE_REQUIRE_WGPU is set, but: {missing}");
-            println!("skipped: {missing}");
+            // Past the capture of the test harness, so that it is seen.
+            let _ = writeln!(std::io::stderr(), "skipped, a test of wgpu: {missing}");
             None
         }
     }

@@ -74,6 +74,23 @@ fn devices_that_are_not_there() {
     refused(1, "no wgpu device: this build has no wgpu", &["run", DIGITS, "--device", "wgpu"]);
 }
 
+/// Where the Vulkan loader is told of no driver, as on a machine without one.
+#[cfg(all(feature = "wgpu", target_os = "linux"))]
+#[test]
+fn no_adapter() {
+    let output = command(&["run", DIGITS, "--device", "wgpu"])
+        .env("VK_DRIVER_FILES", "/nonexistent")
+        .env("VK_ICD_FILENAMES", "/nonexistent")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("batchline: no wgpu device: "), "{said}");
+    assert!(said.contains("; install "), "the remedy is missing: {said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(output.stdout.is_empty());
+}
+
 #[test]
 fn data_that_are_not_there() {
     let folder = tempfile::tempdir().unwrap();

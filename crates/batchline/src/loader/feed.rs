@@ -14,7 +14,11 @@ pub(crate) enum Feed {
     /// Random access: the plan says which samples make a batch, all workers read at once.
     Dataset { dataset: Arc<dyn Dataset>, sampler: Arc<dyn Sampler>, cut: Cut },
     /// Pull: the source says what comes next, one worker at a time asks it.
-    Source(Mutex<Box<dyn DataSource>>),
+    Source {
+        source: Mutex<Box<dyn DataSource>>,
+        /// Its size, asked for once: while it is being read it can't be asked.
+        size: Option<u64>,
+    },
 }
 
 impl Feed {
@@ -58,13 +62,14 @@ impl Feed {
                 ));
             }
         }
-        Ok(Self::Source(Mutex::new(source)))
+        let size = source.size();
+        Ok(Self::Source { source: Mutex::new(source), size })
     }
 
     pub(crate) fn fingerprint(&self) -> u64 {
         match self {
             Feed::Dataset { dataset, .. } => dataset.fingerprint(),
-            Feed::Source(source) => source.lock().fingerprint(),
+            Feed::Source { source, .. } => source.lock().fingerprint(),
         }
     }
 
@@ -72,7 +77,7 @@ impl Feed {
     pub(crate) fn order(&self) -> u64 {
         match self {
             Feed::Dataset { sampler, cut, .. } => mix(&[sampler.fingerprint(), cut.last as u64]),
-            Feed::Source(_) => 0,
+            Feed::Source { .. } => 0,
         }
     }
 
@@ -120,7 +125,7 @@ impl fmt::Debug for Feed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Feed::Dataset { cut, .. } => f.debug_tuple("Dataset").field(cut).finish(),
-            Feed::Source(_) => f.write_str("Source"),
+            Feed::Source { size, .. } => f.debug_tuple("Source").field(size).finish(),
         }
     }
 }

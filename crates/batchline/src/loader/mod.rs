@@ -27,6 +27,7 @@ use feed::Feed;
 use pipeline::Pipeline;
 
 use crate::memory::Patience;
+use crate::plan::LastBatch;
 use crate::source::{DataSource, Dataset};
 use crate::stats::{AsyncDataLoaderStats, Stages};
 use crate::sync::Mutex;
@@ -131,7 +132,7 @@ impl AsyncDataLoader {
             return Err(Error::Lifecycle { state: "started already", remedy });
         }
         if let Some(old) = &life.current
-            && matches!(*self.feed, Feed::Source(_))
+            && matches!(*self.feed, Feed::Source { .. })
             && old.is_alive()
         {
             let remedy = "the source has not returned from a call; wait for it";
@@ -204,7 +205,10 @@ impl AsyncDataLoader {
     pub fn batches_per_epoch(&self) -> Option<u64> {
         match &*self.feed {
             Feed::Dataset { cut, .. } => Some(cut.batches()),
-            Feed::Source(_) => None,
+            Feed::Source { size, .. } => size.map(|size| match self.config.last_batch {
+                LastBatch::Drop => size / self.config.batch_size,
+                _ => size.div_ceil(self.config.batch_size),
+            }),
         }
     }
 

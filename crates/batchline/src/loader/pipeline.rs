@@ -14,7 +14,7 @@ use super::ticket::Ring;
 use crate::device::LossListener;
 use crate::memory::Patience;
 use crate::stats::{Doing, StageClock};
-use crate::sync::Mutex;
+use crate::sync::{self, Mutex};
 use crate::{Delivery, Error, Result, SampleSpec, Skipped};
 
 /// See the [module](self).
@@ -83,7 +83,7 @@ impl Pipeline {
         feed: Arc<Feed>,
         generation: u64,
     ) -> Result<Arc<Self>> {
-        let started = Instant::now();
+        let started = sync::now();
         config.memory.device().check()?;
         let resume = config.resume.as_ref();
         let (epoch, position) = resume.map_or((0, 0), |state| (state.epoch, state.position));
@@ -159,7 +159,7 @@ impl Pipeline {
 
     /// Ends the stream behind the batches that are ready; all threads leave.
     pub(super) fn finish(&self, ending: Ending) {
-        let _ = self.ended.set(Instant::now());
+        let _ = self.ended.set(sync::now());
         let error = match &ending {
             Ending::Failed(error) => error.clone(),
             Ending::End => over(),
@@ -186,7 +186,7 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Detached`]: a source does not return; [`Error::Timeout`]: the device does not.
     pub(crate) fn stop(&self) -> Result<()> {
-        let _ = self.ended.set(Instant::now());
+        let _ = self.ended.set(sync::now());
         let stopped =
             Error::Lifecycle { state: "stopped", remedy: "call `start` to begin a new generation" };
         // The ending first: a submitter that finds the ring stopped would take it for the end.
@@ -211,7 +211,7 @@ impl Pipeline {
 
     /// The next batch, or why there is none.
     pub(crate) fn next(&self, patience: Patience, waker: Option<&Waker>) -> Result<Delivery> {
-        let called = Instant::now();
+        let called = sync::now();
         let clock = &self.counters.consumer;
         if let Some(left) = self.cursor.lock().left.take() {
             clock.add(Doing::Working, called - left);
@@ -223,7 +223,7 @@ impl Pipeline {
             Ok(Taken::Over(Ending::End)) => Ok(Delivery::End),
             Ok(Taken::Over(Ending::Failed(error))) | Err(error) => Err(error),
         };
-        let now = Instant::now();
+        let now = sync::now();
         clock.add(Doing::WaitingForInput, now - called);
         self.cursor.lock().left = Some(now);
         delivery

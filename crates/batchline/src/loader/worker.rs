@@ -33,7 +33,7 @@ impl Pipeline {
             match (task, &*self.feed) {
                 (Task::End, _) => return,
                 (Task::Open, Feed::Dataset { cut, .. }) => self.open_planned(cut),
-                (Task::Open, Feed::Source(source)) => {
+                (Task::Open, Feed::Source { source, .. }) => {
                     self.open_pulled(&mut **source.lock(), &mut lap);
                 }
                 (Task::Fill(place, mut claim), Feed::Dataset { dataset, sampler, .. }) => {
@@ -48,7 +48,7 @@ impl Pipeline {
                     let fitting = CLAIM_TIME.as_nanos() / each.as_nanos().max(1);
                     most = u64::try_from(fitting).unwrap_or(u64::MAX).min(share).max(1);
                 }
-                (Task::Fill(..), Feed::Source(_)) => {
+                (Task::Fill(..), Feed::Source { .. }) => {
                     unreachable!("pulled tickets are opened claimed")
                 }
             }
@@ -181,11 +181,7 @@ impl Pipeline {
             if !opener.begun {
                 contain(|| source.reset()).map_err(|error| failed(opener, error))?;
                 opener.begun = true;
-                // A resume in the middle of an epoch: what was delivered is passed over.
-                for _ in 0..opener.batch {
-                    let passed = self.with_retries(|| source.get_batch(size));
-                    passed.map_err(|error| failed(opener, error))?;
-                }
+                self.pass_over(source, size, opener).map_err(|error| failed(opener, error))?;
             }
             let batch = match self.with_retries(|| source.get_batch(size)) {
                 Ok(batch) => batch,
@@ -238,6 +234,34 @@ impl Pipeline {
             opener.batch += 1;
             return Ok(Some((place, batch)));
         }
+    }
+
+    /// A resume in the middle of an epoch: what was delivered is read again and passed over.
+    fn pass_over(
+        &self,
+        source: &mut dyn DataSource,
+        size: usize,
+        opener: &Opener,
+    ) -> Result<(), BoxError> {
+        let mut passed = 0;
+        let mut bad = 0;
+        while passed < opener.batch {
+            match (self.with_retries(|| source.get_batch(size)), self.config.error_policy) {
+                (Ok(Some(_)), _) => passed += 1,
+                (Ok(None), _) => {
+                    let batch = opener.batch;
+                    let problem = format!("it is at batch {batch}, the source has only {passed}");
+                    return Err(Error::State { problem }.into());
+                }
+                // It was skipped, and counted, before the state was taken.
+                (Err(_), ErrorPolicy::Skip { at_most }) if bad < at_most => bad += 1,
+                (Err(error), _) => return Err(error),
+            }
+            if self.ring.is_stopped() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Checks what a pull source gave, allocating for the first batch; returns its rows.

@@ -6,7 +6,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::sync::{self, Condvar, Mutex, MutexGuard};
 use crate::{Error, Result};
 
 /// How long a call may wait.
@@ -23,7 +23,7 @@ pub(crate) enum Patience {
 impl Patience {
     /// For so long from now on; a time beyond the clock's range is for ever.
     pub(crate) fn within(timeout: Duration) -> Self {
-        Instant::now().checked_add(timeout).map_or(Self::Forever, Self::Until)
+        sync::now().checked_add(timeout).map_or(Self::Forever, Self::Until)
     }
 
     /// What is left: `None` when it is over, else how long to wait at most, if there is a limit.
@@ -32,7 +32,7 @@ impl Patience {
             Patience::None => None,
             Patience::Forever => Some(None),
             Patience::Until(deadline) => {
-                let left = deadline.saturating_duration_since(Instant::now());
+                let left = deadline.saturating_duration_since(sync::now());
                 (!left.is_zero()).then_some(Some(left))
             }
         }
@@ -130,7 +130,7 @@ impl<T> Pool<T> {
         patience: Patience,
         make: impl Fn() -> Result<T>,
     ) -> Result<Loan<T>> {
-        let started = Instant::now();
+        let started = sync::now();
         let mut may_make = true;
         let mut state = self.shared.state.lock();
         loop {
