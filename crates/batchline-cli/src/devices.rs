@@ -160,7 +160,7 @@ fn text(listing: &Listing) -> String {
         }
         lines.push(format!("         {}", about.join("; ")));
         if let Some(rate) = bytes_per_second {
-            lines.push(format!("         copies to it run at {}", byte_rate(*rate)));
+            lines.push(format!("         one thread copies to it at {}", byte_rate(*rate)));
         }
         if let Some(reason) = not_measured {
             lines.push(format!("         not measured: {reason}"));

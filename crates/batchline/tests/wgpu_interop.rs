@@ -94,6 +94,21 @@ fn another_queue_is_refused() {
     assert!(local.bind(&queue).is_err());
 }
 
+/// A driver must not be unloaded under a thread that used it: NVIDIA's crashes the thread's end.
+#[test]
+fn a_thread_may_end_after_its_last_device() {
+    if device().is_none() {
+        return;
+    }
+    for _ in 0..3 {
+        let user = std::thread::Builder::new().spawn(|| {
+            let device = Device::wgpu().unwrap();
+            MemoryManager::new(&device).upload(&[1u8, 2], &[2]).unwrap().to_vec::<u8>().unwrap()
+        });
+        assert_eq!(user.unwrap().join().unwrap(), [1, 2]);
+    }
+}
+
 #[test]
 fn custom_work_records_into_the_encoder() {
     let Some(device) = device() else { return };

@@ -38,7 +38,7 @@ fn copies_are_measured() {
         assert!(device["bytes_per_second"].is_f64() ^ device["not_measured"].is_string());
     }
     let answer = batchline(&["devices", "--measure"]);
-    assert!(answer.stdout.contains("copies to it run at "), "{}", answer.stdout);
+    assert!(answer.stdout.contains("one thread copies to it at "), "{}", answer.stdout);
 }
 
 #[cfg(feature = "wgpu")]

@@ -49,7 +49,7 @@ pub unsafe trait DeviceMemory: Any + Send + Sync + fmt::Debug {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// The first byte, on a [unified](DeviceInfo::unified) device.
+    /// The first byte, on a [unified](super::DeviceInfo::unified) device.
     fn host_ptr(&self) -> Option<NonNull<u8>> {
         None
     }

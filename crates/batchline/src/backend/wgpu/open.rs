@@ -1,5 +1,7 @@
 //! Finding and opening devices.
 
+use std::sync::OnceLock;
+
 use crate::backend::{DeviceInfo, DeviceKind};
 use crate::{Error, Result};
 
@@ -54,14 +56,22 @@ pub(super) fn describe(info: &wgpu::AdapterInfo, max_allocation: u64) -> DeviceI
     }
 }
 
+/// The one instance of this process. It is never dropped: a dropped one unloads the driver's
+/// library, and NVIDIA's leaves destructors behind that crash each thread which ends after that.
+fn instance(backends: wgpu::Backends) -> &'static wgpu::Instance {
+    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
+    INSTANCE.get_or_init(|| {
+        wgpu::Instance::new(wgpu::InstanceDescriptor {
+            backends,
+            ..wgpu::InstanceDescriptor::new_without_display_handle()
+        })
+    })
+}
+
 /// Adapters that can compute, the best first.
 fn enumerate() -> Vec<wgpu::Adapter> {
     let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
-        backends,
-        ..wgpu::InstanceDescriptor::new_without_display_handle()
-    });
-    let mut adapters = pollster::block_on(instance.enumerate_adapters(backends));
+    let mut adapters = pollster::block_on(instance(backends).enumerate_adapters(backends));
     adapters.retain(|adapter| {
         let flags = adapter.get_downlevel_capabilities().flags;
         flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
