@@ -193,6 +193,12 @@ impl Health {
 
     /// Declares the device lost and wakes everybody who waits for it.
     pub(crate) fn lose(&self, error: Error) {
+        self.mark_lost(error);
+        self.tell_lost();
+    }
+
+    /// Declares the device lost. Who asks from now on gets the error.
+    pub(crate) fn mark_lost(&self, error: Error) {
         let error = match error {
             lost @ Error::DeviceLost { .. } => lost,
             other => Error::DeviceLost {
@@ -200,10 +206,15 @@ impl Health {
                 reason: other.chain(),
             },
         };
-        let error = self.lost.get_or_init(|| error).clone();
+        let _ = self.lost.set(error);
+    }
+
+    /// Wakes everybody who waits for a device that was declared lost.
+    pub(crate) fn tell_lost(&self) {
+        let Some(error) = self.lost.get() else { return };
         let listeners: Vec<_> = self.listeners.lock().drain(..).collect();
         for listener in listeners.iter().filter_map(Weak::upgrade) {
-            listener.device_lost(&error);
+            listener.device_lost(error);
         }
     }
 

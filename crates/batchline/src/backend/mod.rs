@@ -17,6 +17,7 @@
 //! The caller does, from before [`Backend::submit`] until the segment's fence has passed. Where a
 //! call fails such that this can't be known, [`SubmitError::enqueued`] says so, and the caller
 //! leaks the memory rather than reuse it (*quarantine*).
+#![allow(unsafe_code, reason = "implementors promise that memory is used as commanded")]
 
 use std::any::Any;
 use std::fmt;
@@ -67,7 +68,8 @@ pub struct DeviceInfo {
     pub hardware: bool,
     /// Largest single allocation in bytes.
     pub max_allocation: u64,
-    /// Offsets and lengths of copies and fills are multiples of this many bytes, a power of two.
+    /// Offsets and lengths of copies and fills are multiples of this many bytes, a power of two and
+    /// at most 256.
     /// A length may be odd where it ends with its tensor.
     pub copy_alignment: u64,
     /// Whether device memory is ordinary memory of the host, so that a filled slot can be a batch
@@ -328,7 +330,13 @@ impl From<Error> for SubmitError {
 /// A device. See the [module](self) for streams, fences, and who keeps memory alive.
 ///
 /// Calls come from any thread. [`submit`](Self::submit) calls are made one at a time.
-pub trait Backend: Any + fmt::Debug + Send + Sync {
+///
+/// # Safety
+/// Safe code above relies on an implementation for memory safety: memory it hands out must be as
+/// long as was asked; commands must touch nothing but the memory that they name, and that only
+/// between [`submit`](Self::submit) and the passing of the fence; [`wait`](Self::wait) must not
+/// say that a fence has passed before it has.
+pub unsafe trait Backend: Any + fmt::Debug + Send + Sync {
     /// What the device is.
     fn info(&self) -> &DeviceInfo;
 

@@ -97,8 +97,12 @@ impl Conversion {
         });
         let dims = shape.dims();
         let (channels, pixels) = match (source_order, dims) {
-            (ChannelOrder::Nhwc, [.., height, width, channels]) => (*channels, height * width),
-            (ChannelOrder::Nchw, [.., channels, height, width]) => (*channels, height * width),
+            (ChannelOrder::Nhwc, [.., height, width, channels])
+            | (ChannelOrder::Nchw, [.., channels, height, width]) => {
+                let pixels = height.checked_mul(*width);
+                let overflow = || Error::Overflow { what: format!("an image of {shape}") };
+                (*channels, pixels.ok_or_else(overflow)?)
+            }
             _ if self.order.is_some() || source_order == ChannelOrder::Nchw => {
                 return Err(no_image(shape));
             }
@@ -118,9 +122,13 @@ impl Conversion {
             0 => {}
             entries if entries == channels => {}
             1 => {
-                let channels = usize::try_from(channels).unwrap_or(usize::MAX);
-                if channels <= 1 << 20 {
+                // A dimension too long to repeat it for is no channel.
+                const MOST: u64 = 1 << 20;
+                if channels <= MOST {
+                    let channels = usize::try_from(channels).unwrap_or(0);
                     (scale, bias) = (vec![scale[0]; channels], vec![bias[0]; channels]);
+                } else if self.order.is_some() {
+                    return refuse(format!("{channels} channels of {shape} are more than {MOST}"));
                 }
             }
             entries => {

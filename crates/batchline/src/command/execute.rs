@@ -42,6 +42,11 @@ pub(crate) fn execute(device: &Device, mut work: Work) -> Result<Submission> {
             Err(SubmitError { error: Error::panicked("the backend", &*panic), enqueued: true })
         })
     };
+    if let Err(SubmitError { error, enqueued: true }) = &outcome {
+        // Still under the lock: whoever has it next must find the device lost, as it is not known
+        // any more who writes what.
+        core.health().mark_lost(error.clone());
+    }
     drop(submit);
     let (progress, result) = match outcome {
         Ok(fences) => (Progress::InFlight(fences), Ok(Submission::new(Arc::clone(&record)))),
@@ -49,7 +54,7 @@ pub(crate) fn execute(device: &Device, mut work: Work) -> Result<Submission> {
             (Progress::Refused(error.clone()), core.health().notice(Err(error)))
         }
         Err(SubmitError { error, enqueued: true }) => {
-            core.health().lose(error.clone());
+            core.health().tell_lost();
             (Progress::Quarantined(error.clone()), Err(error))
         }
     };

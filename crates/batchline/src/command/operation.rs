@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::readback::Arrival;
+use crate::Error;
 use crate::backend::{Command, CommandKind, ConvertSpec, Custom, Region, StagingMemory};
 use crate::memory::{StagingLease, Storage, Tensor};
 use crate::staging::StagingBuffer;
@@ -34,7 +35,7 @@ impl Span {
     }
 
     fn region(&self) -> Region<'_> {
-        let memory = &*self.storage.block().memory;
+        let memory = self.storage.block().memory();
         Region { memory, offset: self.offset, len: self.len }
     }
 
@@ -113,7 +114,7 @@ impl Operation {
     }
 
     /// Gives up all memory that the operation owns: the device may still be using it.
-    pub(crate) fn quarantine(self) {
+    pub(crate) fn quarantine(self, error: &Error) {
         for span in self.reads().iter().chain(self.writes()) {
             span.storage.quarantine();
         }
@@ -121,7 +122,7 @@ impl Operation {
             Operation::Upload { src, .. } => src.quarantine(),
             Operation::Download { dst, arrive, .. } => {
                 dst.quarantine();
-                arrive.arrive(Err(crate::Error::Closed { what: "device" }));
+                arrive.arrive(Err(error.clone()));
             }
             _ => {}
         }

@@ -27,10 +27,10 @@ pub struct Readback {
 
 /// Where the bytes arrive; shared by the operation and its [`Readback`].
 #[derive(Clone, Default)]
-pub(crate) struct Arrival(Arc<Mutex<Option<Result<StagingLease>>>>);
+pub(crate) struct Arrival(Arc<Mutex<Option<Result<Arc<StagingLease>>>>>);
 
 impl Arrival {
-    pub(crate) fn arrive(&self, memory: Result<StagingLease>) {
+    pub(crate) fn arrive(&self, memory: Result<Arc<StagingLease>>) {
         *self.0.lock() = Some(memory);
     }
 }
@@ -63,9 +63,11 @@ impl Readback {
     /// # Errors
     /// They have not arrived yet, or never will.
     pub fn with_bytes<R>(&self, read: impl FnOnce(&[u8]) -> R) -> Result<R> {
-        match &*self.arrival.0.lock() {
-            Some(Ok(memory)) => Ok(read(staging::arrived_bytes(memory, self.len))),
-            Some(Err(error)) => Err(error.clone()),
+        // Not under the lock, as `read` is the user's.
+        let arrived = self.arrival.0.lock().clone();
+        match arrived {
+            Some(Ok(memory)) => Ok(read(staging::arrived_bytes(&memory, self.len))),
+            Some(Err(error)) => Err(error),
             None => Err(Error::record(
                 "a readback",
                 "the bytes have not arrived: execute the command buffer and wait for it first",

@@ -2,6 +2,7 @@
 //! sends everything home.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{JoinHandle, ThreadId};
 
@@ -30,20 +31,19 @@ struct State {
 
 impl Reaper {
     pub(crate) fn new() -> Self {
-        let state = Mutex::new(State { records: VecDeque::new(), closed: false });
-        Self { queue: Arc::new(Queue { state, changed: Condvar::new() }), thread: Mutex::new(None) }
+        Self { queue: Arc::new(Queue::new()), thread: Mutex::new(None) }
     }
 
     /// Links a record, before the driver hears of it.
     pub(crate) fn link(&self, record: &Arc<Record>, health: &Arc<Health>) -> Result<()> {
         record.set_reaper(self.start(health)?);
-        self.queue.state.lock().records.push_back(Arc::clone(record));
+        self.queue.push(record);
         Ok(())
     }
 
     /// Tells the thread that a linked record has left `Recorded`.
     pub(crate) fn notify(&self) {
-        self.queue.changed.notify_one();
+        self.queue.notify();
     }
 
     /// Whether the calling thread is the reaper.
@@ -68,8 +68,7 @@ impl Reaper {
 impl Drop for Reaper {
     /// Records own handles to their device, so none is left when the device's last handle goes.
     fn drop(&mut self) {
-        self.queue.state.lock().closed = true;
-        self.queue.changed.notify_one();
+        self.queue.close();
         if let Some(thread) = self.thread.lock().take() {
             // The last handle may go with the last record, on the reaper itself; it is then about
             // to end and needs nobody to wait for it.
@@ -81,20 +80,36 @@ impl Drop for Reaper {
 }
 
 impl Queue {
+    fn new() -> Self {
+        let state = Mutex::new(State { records: VecDeque::new(), closed: false });
+        Self { state, changed: Condvar::new() }
+    }
+
+    fn push(&self, record: &Arc<Record>) {
+        self.state.lock().records.push_back(Arc::clone(record));
+    }
+
+    fn notify(&self) {
+        // A record's progress has a lock of its own. Without this one, the news could come between
+        // the reaper's look at the record and its wait.
+        drop(self.state.lock());
+        self.changed.notify_one();
+    }
+
+    fn close(&self) {
+        self.state.lock().closed = true;
+        self.changed.notify_one();
+    }
+
     fn run(&self, health: &Health) {
         while let Some(record) = self.next() {
-            match record.progress() {
-                Progress::InFlight(fences) => {
-                    let outcome = fences.into_iter().try_for_each(|fence| health.wait(fence));
-                    // A fence of a lost device proves nothing, so the memory is given up.
-                    let quarantine = outcome.is_err();
-                    record.finish(outcome, quarantine);
-                }
-                Progress::Refused(error) => record.finish(Err(error), false),
-                Progress::Quarantined(error) => record.finish(Err(error), true),
-                Progress::Recorded | Progress::Done(_) => {
-                    unreachable!("`next` gives records that are submitted and not done")
-                }
+            // The thread must outlive any panic: that of a backend, or of something that a record
+            // owned and that is dropped with it.
+            let finish = AssertUnwindSafe(|| finish(&record, health));
+            if let Err(panic) = catch_unwind(finish) {
+                let error = Error::panicked("the end of a submission", &*panic);
+                health.lose(error.clone());
+                record.abandon(error);
             }
             self.state.lock().records.pop_front();
         }
@@ -113,5 +128,50 @@ impl Queue {
             }
             state = self.changed.wait(state);
         }
+    }
+}
+
+/// Waits for a record and ends it.
+fn finish(record: &Record, health: &Health) {
+    match record.progress() {
+        Progress::InFlight(fences) => {
+            let outcome = fences.into_iter().try_for_each(|fence| health.wait(fence));
+            // A fence of a lost device proves nothing, so the memory is given up.
+            let quarantine = outcome.is_err();
+            record.finish(outcome, quarantine);
+        }
+        Progress::Refused(error) => record.finish(Err(error), false),
+        Progress::Quarantined(error) => record.finish(Err(error), true),
+        Progress::Recorded | Progress::Done(_) => {
+            unreachable!("`next` gives records that are submitted and not done")
+        }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::thread;
+
+    use super::*;
+
+    /// A record leaves `Recorded` at any moment of the reaper's: it is always finished.
+    #[test]
+    fn loom_every_record_is_finished() {
+        loom::model(|| {
+            let queue = Arc::new(Queue::new());
+            let device = crate::Device::host();
+            let health = Arc::clone(device.core().health());
+            let reaper = {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || queue.run(&health))
+            };
+            let record = Record::of_nothing();
+            queue.push(&record);
+            record.set_progress(Progress::InFlight(Vec::new()));
+            queue.notify();
+            record.wait_done();
+            queue.close();
+            reaper.join().unwrap();
+        });
     }
 }

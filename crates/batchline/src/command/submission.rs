@@ -85,33 +85,41 @@ impl Record {
     /// the reaper's thread, without any lock of this library.
     pub(crate) fn finish(&self, result: Result<()>, quarantine: bool) {
         *self.reaper.lock() = Some(std::thread::current().id());
-        let mut result = result;
+        let mut panicked = None;
         let work = self.work.lock().take();
         if let Some(Work { mut recording, completions }) = work {
             for operation in recording.operations().drain(..) {
-                if quarantine {
-                    operation.quarantine();
-                } else {
-                    operation.finish(&result);
-                }
+                // What the user gave may panic when it is dropped.
+                panicked = panicked.or(contain("a dropped operation", || match &result {
+                    Err(error) if quarantine => operation.quarantine(error),
+                    _ => operation.finish(&result),
+                }));
             }
             drop(recording);
-            let mut panicked = None;
             for completion in completions {
                 let outcome = result.clone();
-                let run = std::panic::AssertUnwindSafe(move || completion(outcome));
-                if let Err(panic) = std::panic::catch_unwind(run) {
-                    panicked.get_or_insert(Error::panicked("a completion", &*panic));
-                }
+                panicked = panicked.or(contain("a completion", || completion(outcome)));
             }
-            result = result.and(panicked.map_or(Ok(()), Err));
         }
+        self.done_with(result.and(panicked.map_or(Ok(()), Err)));
+    }
+
+    /// Ends a record whose end panicked: what it owned is given up.
+    pub(crate) fn abandon(&self, error: Error) {
+        std::mem::forget(self.work.lock().take());
+        self.done_with(Err(error));
+    }
+
+    fn done_with(&self, result: Result<()>) {
         let mut state = self.state.lock();
         state.progress = Progress::Done(result);
         let wakers = std::mem::take(&mut state.wakers);
         drop(state);
         self.done.notify_all();
-        wakers.into_iter().for_each(Waker::wake);
+        for waker in wakers {
+            // A waker that panics is its owner's trouble; the others must wake.
+            contain("a waker", || waker.wake());
+        }
     }
 
     fn on_reaper(&self) -> bool {
@@ -122,6 +130,29 @@ impl Record {
     pub(crate) fn set_reaper(&self, thread: std::thread::ThreadId) {
         *self.reaper.lock() = Some(thread);
     }
+}
+
+#[cfg(all(test, loom))]
+impl Record {
+    pub(crate) fn of_nothing() -> Arc<Self> {
+        let pool = crate::memory::Pool::new("command buffer", 1);
+        let recorder = pool.acquire(Patience::None, || Ok(Default::default())).unwrap();
+        Self::new(Work { recording: Recording::new(recorder), completions: Vec::new() })
+    }
+
+    /// As [`Submission::wait`], for models, whose threads are one to the system.
+    pub(crate) fn wait_done(&self) {
+        let mut state = self.state.lock();
+        while !matches!(state.progress, Progress::Done(_)) {
+            state = self.done.wait(state);
+        }
+    }
+}
+
+/// Calls what belongs to the user; returns its panic as an error.
+fn contain(who: &'static str, call: impl FnOnce()) -> Option<Error> {
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).err()?;
+    Some(Error::panicked(who, &*panic))
 }
 
 impl Submission {
@@ -188,10 +219,8 @@ impl fmt::Debug for Submission {
 /// Operations that never reached the device, for whom the completions run here and now.
 pub(crate) fn refuse(completions: Vec<Completion>, error: &Error) {
     for completion in completions {
-        let error = error.clone();
-        let run = std::panic::AssertUnwindSafe(move || completion(Err(error)));
-        // The call fails with the error that matters more.
-        let _ = std::panic::catch_unwind(run);
+        // The call fails with the error that matters more than a panic here.
+        contain("a completion", || completion(Err(error.clone())));
     }
 }
 
@@ -199,7 +228,7 @@ impl Operation {
     /// The device is done with the operation.
     pub(crate) fn finish(self, result: &Result<()>) {
         if let Operation::Download { dst, arrive, .. } = self {
-            arrive.arrive(result.clone().map(|()| dst));
+            arrive.arrive(result.clone().map(|()| Arc::new(dst)));
         }
     }
 }

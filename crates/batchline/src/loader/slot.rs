@@ -28,7 +28,7 @@ impl Fillable for Slot {
         match self {
             Slot::Staging(buffer) => buffer.base(),
             Slot::Unified(lease) => {
-                lease.memory.host_ptr().expect("a unified device's memory is the host's")
+                lease.memory().host_ptr().expect("a unified device's memory is the host's")
             }
         }
     }

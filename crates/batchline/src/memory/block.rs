@@ -1,12 +1,15 @@
 //! Blocks of device and page-locked memory, and what is known about their use.
 
+use std::ptr::NonNull;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::shelf::Block;
-use crate::Result;
 use crate::backend::{DeviceMemory, Direction, Fence, MAX_STREAMS, StagingMemory};
 use crate::device::DeviceCore;
+use crate::source::TENSOR_ALIGNMENT;
 use crate::sync::Mutex;
+use crate::{Error, Result};
 
 /// Who used a block last. All that decides when it may be read, written or freed.
 ///
@@ -52,7 +55,8 @@ impl Usage {
 /// A block of device memory.
 #[derive(Debug)]
 pub(crate) struct DeviceBlock {
-    pub(crate) memory: Box<dyn DeviceMemory>,
+    /// `None` only while it is being dropped.
+    memory: Option<Box<dyn DeviceMemory>>,
     pub(crate) usage: Mutex<Usage>,
     capacity: u64,
     /// Last: the device must outlive its memory.
@@ -63,14 +67,66 @@ impl DeviceBlock {
     pub(crate) fn new(core: &Arc<DeviceCore>, capacity: u64) -> Result<Self> {
         core.check()?;
         let memory = core.health().notice(core.backend().allocate(capacity))?;
+        let unified = core.backend().info().unified;
+        let start = memory.host_ptr();
+        check(core, memory.len(), capacity, start)?;
+        if unified && start.is_none() {
+            return Err(broken(core, "unified memory without an address"));
+        }
+        let memory = Some(memory);
         let read = Vec::with_capacity(MAX_STREAMS);
         let usage = Mutex::new(Usage { read, ..Usage::default() });
         Ok(Self { memory, usage, capacity, core: Arc::clone(core) })
     }
 
+    pub(crate) fn memory(&self) -> &dyn DeviceMemory {
+        self.memory.as_deref().expect("memory until it is dropped")
+    }
+
     /// Waits, on the host, for a fence of the block's device.
     pub(crate) fn wait(&self, fence: Fence) -> Result<()> {
         if self.core.has_passed(fence) { Ok(()) } else { self.core.health().wait(fence) }
+    }
+}
+
+impl Drop for DeviceBlock {
+    /// Frees the memory once nothing uses it any more, and leaks it where that can't be known or
+    /// does not come about.
+    fn drop(&mut self) {
+        let memory = self.memory.take();
+        // Asked again and again: another thread may be the one that waits for this device.
+        for _ in 0..10_000 {
+            if self.core.check().is_err() {
+                break;
+            }
+            if self.is_idle() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::mem::forget(memory);
+    }
+}
+
+/// Checks what a backend handed out.
+fn check(core: &DeviceCore, len: u64, asked: u64, start: Option<NonNull<u8>>) -> Result<()> {
+    if len < asked {
+        return Err(broken(core, "less memory than was asked for"));
+    }
+    let aligned = |start: NonNull<u8>| {
+        start.addr().get().is_multiple_of(usize::try_from(TENSOR_ALIGNMENT).unwrap_or(256))
+    };
+    if start.is_some_and(|start| !aligned(start)) {
+        return Err(broken(core, "memory that is not aligned to 256 bytes"));
+    }
+    Ok(())
+}
+
+fn broken(core: &DeviceCore, problem: &'static str) -> Error {
+    Error::Device {
+        device: core.backend().info().name.clone(),
+        operation: "allocating",
+        source: Arc::new(std::io::Error::other(format!("the backend gave {problem}"))),
     }
 }
 
@@ -98,6 +154,7 @@ impl StagingBlock {
     pub(crate) fn new(core: &Arc<DeviceCore>, capacity: u64, direction: Direction) -> Result<Self> {
         core.check()?;
         let memory = core.health().notice(core.backend().allocate_staging(capacity, direction))?;
+        check(core, memory.len() as u64, capacity, Some(memory.ptr()))?;
         Ok(Self { memory, direction, capacity, _core: Arc::clone(core) })
     }
 }

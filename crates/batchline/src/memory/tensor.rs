@@ -109,6 +109,8 @@ impl Storage {
 
 impl Drop for Storage {
     fn drop(&mut self) {
+        // A view borrows its tensor, so none is left; one that was forgotten must not count on.
+        self.block().usage.lock().views = 0;
         let Some(home) = self.home.take() else { return };
         match (home, self.quarantined.load(Ordering::Acquire)) {
             (Home::Output(loan), false) => output_freed(&loan, self.memory.device()),

@@ -39,12 +39,13 @@ impl ConsumerQueue for Host {
     fn bind<'t>(&self, tensor: &'t Tensor) -> Result<HostView<'t>> {
         let device = tensor.device();
         let block = tensor.storage().block();
-        let Some(base) = block.memory.host_ptr().filter(|_| device.info().unified) else {
+        let Some(base) = block.memory().host_ptr().filter(|_| device.info().unified) else {
             let problem = format!("{} has memory of its own: use `to_vec`", device.info().name);
             return Err(Error::record("a binding to the host", problem));
         };
         // Under the submission lock, so that no writer is between its check and its submission.
         let submit = device.core().lock_submit()?;
+        device.check()?;
         let mut usage = block.usage.lock();
         usage.views += 1;
         let written = usage.written;
@@ -106,12 +107,12 @@ impl Drop for HostView<'_> {
 
 /// Tells a unified device that an output has become free, unless work on it is still on its way.
 pub(super) fn output_freed(block: &DeviceBlock, device: &Device) {
-    let Some(base) = block.memory.host_ptr().filter(|_| device.info().unified) else { return };
+    let Some(base) = block.memory().host_ptr().filter(|_| device.info().unified) else { return };
     if !block.is_idle() {
         return;
     }
     #[allow(clippy::cast_possible_truncation, reason = "memory that exists")]
-    let len = block.memory.len() as usize;
+    let len = block.memory().len() as usize;
     // SAFETY: valid and initialised by the backend's promise. The last tensor on the block is being
     // dropped, so no view and no operation has it, and nothing that was submitted is unfinished.
     let bytes = unsafe { std::slice::from_raw_parts_mut(base.as_ptr(), len) };
@@ -152,7 +153,7 @@ mod wgpu_queue {
         fn bind<'t>(&self, tensor: &'t Tensor) -> Result<WgpuBinding<'t>> {
             tensor.device().check()?;
             let own = tensor.device().as_wgpu().is_some_and(|(_, queue)| queue == self);
-            let memory = &*tensor.storage().block().memory;
+            let memory = tensor.storage().block().memory();
             match WgpuBackend::buffer(memory).filter(|_| own) {
                 Some(buffer) => Ok(WgpuBinding {
                     buffer,

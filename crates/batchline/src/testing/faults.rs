@@ -174,7 +174,7 @@ impl FaultControl {
     /// # Panics
     /// The tensor is not on this device.
     pub fn consume(&self, tensor: &Tensor, expected: Vec<u8>) {
-        let memory = &*tensor.storage().block().memory;
+        let memory = tensor.storage().block().memory();
         let region = Region { memory, offset: tensor.offset(), len: tensor.byte_len() };
         let bytes = crate::backend::host::execute::device(region).expect("the device's own memory");
         self.shared.enqueue_consumer(Vec::new(), Work::Check { bytes, expected });
@@ -323,7 +323,9 @@ impl Work {
     }
 }
 
-impl Backend for FaultyBackend {
+// SAFETY: jobs run once, in order of their stream and after the fences named, on the memory that
+// their commands named; a fence passes when its jobs have run.
+unsafe impl Backend for FaultyBackend {
     fn info(&self) -> &DeviceInfo {
         &self.info
     }
