@@ -98,7 +98,7 @@ pub enum Error {
     },
 
     /// A product or sum of sizes does not fit 64 bits.
-    #[error("the size of {what} overflows 64 bits")]
+    #[error("the size of {what} overflows 64 bits: make it smaller")]
     Overflow {
         /// What was measured.
         what: String,
@@ -146,7 +146,7 @@ pub enum Error {
     },
 
     /// A pool was closed by `cleanup`, or its device was closed.
-    #[error("the {what} is closed")]
+    #[error("the {what} is closed: make a new one")]
     Closed {
         /// The pool.
         what: &'static str,
@@ -164,7 +164,8 @@ pub enum Error {
     /// The consumer holds every batch that the outputs allow and asks for one more.
     #[error(
         "all {held} batches that the loader may have on the device are held by the consumer: \
-         drop one before asking for the next, or raise max_held (now {max_held})"
+         drop one before asking for the next, or raise max_held (now {max_held}) and, where it \
+         bounds them, device_limit"
     )]
     TooManyHeld {
         /// Batches held.
@@ -266,7 +267,10 @@ pub enum Error {
 
     /// `stop` could not join every worker: a source did not return from a call. The workers were
     /// detached; they end when the source returns, and until then keep their slot.
-    #[error("{workers} worker(s) still inside the source after {after:?}; they were detached")]
+    #[error(
+        "{workers} thread(s) still inside a call after {after:?}, of the source most likely; they \
+         were detached and end when it returns"
+    )]
     Detached {
         /// How many.
         workers: usize,

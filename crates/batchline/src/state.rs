@@ -1,5 +1,6 @@
 //! Where a stream is, so that it can be continued in another process.
 
+use std::io::Write;
 use std::path::Path;
 
 use crate::{Error, Result};
@@ -79,21 +80,24 @@ impl LoaderState {
     /// # Errors
     /// [`Error::State`]: it is cut short, was edited, or is of another version.
     pub fn from_json(text: &str) -> Result<Self> {
-        let saved: Saved = serde_json::from_str(text).map_err(|error| Error::State {
+        let refuse = |error: serde_json::Error| Error::State {
             problem: if error.is_eof() {
                 "it is cut short; use an older one, or start anew".to_owned()
             } else {
                 format!("it is no state of a loader ({error})")
             },
-        })?;
-        if saved.state.version != Self::VERSION {
+        };
+        // The version first: what else there is depends on it.
+        let saved: serde_json::Value = serde_json::from_str(text).map_err(refuse)?;
+        let version = saved.pointer("/state/version").and_then(serde_json::Value::as_u64);
+        if let Some(version) = version.filter(|version| *version != u64::from(Self::VERSION)) {
             let problem = format!(
-                "it has version {}, this program reads version {}",
-                saved.state.version,
+                "it has version {version}, this program reads version {}; start anew",
                 Self::VERSION
             );
             return Err(Error::State { problem });
         }
+        let saved: Saved = serde_json::from_value(saved).map_err(refuse)?;
         if saved.checksum != saved.state.checksum() {
             let problem = "its checksum does not match: it was damaged or edited".to_owned();
             return Err(Error::State { problem });
@@ -110,8 +114,13 @@ impl LoaderState {
         let mut beside = path.as_os_str().to_owned();
         beside.push(".new");
         let beside = Path::new(&beside);
-        std::fs::write(beside, self.to_json())
-            .map_err(|error| Error::io(beside, "write the state", error))?;
+        let write = || {
+            let mut file = std::fs::File::create(beside)?;
+            file.write_all(self.to_json().as_bytes())?;
+            // On the disk before the old one goes.
+            file.sync_all()
+        };
+        write().map_err(|error| Error::io(beside, "write the state", error))?;
         std::fs::rename(beside, path).map_err(|error| Error::io(path, "replace the state", error))
     }
 

@@ -207,8 +207,7 @@ impl CommandBuffer {
         self.check_alignment(WHAT, "source offset", range.start)?;
         self.check_device(WHAT, src)?;
         let dst = self.span(WHAT, dst, dst_offset, len)?;
-        let mut from = Span::of(src);
-        (from.offset, from.len) = (from.offset + range.start, len);
+        let from = Span::part(src, range.start, len);
         check_apart(WHAT, &from, &dst)?;
         self.record(Operation::Copy { src: from, dst })
     }
@@ -323,8 +322,7 @@ impl CommandBuffer {
         if offset + len != tensor.byte_len() {
             self.check_alignment(what, "length, unless it ends with the tensor,", len)?;
         }
-        let storage = std::sync::Arc::clone(tensor.storage());
-        Ok(Span { storage, offset: tensor.offset() + offset, len })
+        Ok(Span::part(tensor, offset, len))
     }
 
     fn check_device(&self, what: &'static str, tensor: &Tensor) -> Result<()> {

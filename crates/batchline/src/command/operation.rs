@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::readback::Arrival;
 use crate::Error;
 use crate::backend::{Command, CommandKind, ConvertSpec, Custom, Region, StagingMemory};
-use crate::memory::{StagingLease, Storage, Tensor};
+use crate::memory::{Handle, StagingLease, Storage, Tensor};
 use crate::staging::StagingBuffer;
 
 /// An operation that was validated when it was recorded. It owns what it touches.
@@ -23,6 +23,9 @@ pub(crate) enum Operation {
 #[derive(Debug, Clone)]
 pub(crate) struct Span {
     pub(crate) storage: Arc<Storage>,
+    /// The user's share in it, while the operation is only recorded: a batch that it names counts
+    /// as held until the operation is in flight.
+    pub(crate) handle: Option<Arc<Handle>>,
     /// First byte in the storage.
     pub(crate) offset: u64,
     pub(crate) len: u64,
@@ -30,8 +33,14 @@ pub(crate) struct Span {
 
 impl Span {
     pub(crate) fn of(tensor: &Tensor) -> Self {
+        Self::part(tensor, 0, tensor.byte_len())
+    }
+
+    /// `len` bytes from byte `offset` of a tensor on.
+    pub(crate) fn part(tensor: &Tensor, offset: u64, len: u64) -> Self {
         let storage = Arc::clone(tensor.storage());
-        Self { storage, offset: tensor.offset(), len: tensor.byte_len() }
+        let handle = Some(Arc::clone(tensor.handle()));
+        Self { storage, handle, offset: tensor.offset() + offset, len }
     }
 
     fn region(&self) -> Region<'_> {
@@ -108,8 +117,19 @@ impl Operation {
 
     /// Notes that a submission owns the operation from now on.
     pub(crate) fn take_off(&mut self) {
-        if let Operation::Upload { src, .. } = self {
-            src.take_off();
+        match self {
+            Operation::Upload { src, dst, .. } => {
+                src.take_off();
+                dst.handle = None;
+            }
+            Operation::Fill { dst, .. } => dst.handle = None,
+            Operation::Download { src, .. } => src.handle = None,
+            Operation::Copy { src, dst } | Operation::Convert { src, dst, .. } => {
+                (src.handle, dst.handle) = (None, None);
+            }
+            Operation::Custom { reads, writes, .. } => {
+                reads.iter_mut().chain(writes).for_each(|span| span.handle = None);
+            }
         }
     }
 

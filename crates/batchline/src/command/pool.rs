@@ -150,10 +150,12 @@ impl CommandBufferPool {
     }
 
     /// Closes the pool: waits for every buffer in flight; each later call is an error. Buffers
-    /// still being recorded stay usable and are not taken back.
+    /// still being recorded stay usable and are not taken back. Called from a completion it closes
+    /// the pool and does not wait, since completions run one after another.
     pub fn cleanup(&self) {
         self.inner.pool.close(Error::Closed { what: "command buffer pool" });
-        self.inner.pool.wait_landed(Patience::Forever);
+        let patience = self.device().core().patience(Patience::Forever);
+        self.inner.pool.wait_landed(patience);
     }
 }
 

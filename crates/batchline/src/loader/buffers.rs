@@ -62,24 +62,32 @@ impl Buffers {
 
         let unified = memory.device().info().unified;
         let (ahead, delivered) = (config.prefetch_depth, config.prefetch_depth + config.max_held);
-        let stock = |what, bytes, most| stock(memory, what, bytes, most);
-        let (slots, raws, outputs) = match (unified, config.convert.is_some()) {
-            (true, false) => (Slots::Unified(stock("slots", layout.bytes, delivered)?), None, None),
-            (true, true) => {
-                let slots = stock("slots", layout.bytes, ahead.min(2))?;
-                let outputs = stock("outputs", output_layout.bytes, delivered)?;
-                (Slots::Unified(slots), None, Some(outputs))
-            }
-            (false, convert) => {
-                let fitting = memory.fitting_staging(layout.bytes)?;
-                let ahead = ahead.min(usize::try_from(fitting).unwrap_or(usize::MAX));
-                let slots = StagingBufferPool::with_buffer_size(memory, ahead, layout.bytes)?;
-                slots.fill()?;
-                let raws = convert.then(|| stock("raw batches", layout.bytes, 2)).transpose()?;
-                let outputs = stock("outputs", output_layout.bytes, delivered)?;
-                (Slots::Staging(slots), raws, Some(outputs))
-            }
+        let mut stock = Stock { memory, blocks: Default::default(), most: [0; 3] };
+        let (in_bytes, out_bytes) = (layout.bytes, output_layout.bytes);
+        let convert = config.convert.is_some();
+        let staging = if unified {
+            None
+        } else {
+            let fitting = usize::try_from(memory.fitting_staging(in_bytes)?).unwrap_or(usize::MAX);
+            Some(StagingBufferPool::with_buffer_size(memory, ahead.min(fitting), in_bytes)?)
         };
+        // Slots, raw batches and outputs of device memory.
+        let (slots, raws, outputs) = match (unified, convert) {
+            (true, false) => (delivered, 0, 0),
+            (true, true) => (ahead.min(2), 0, delivered),
+            (false, convert) => (0, if convert { 2 } else { 0 }, delivered),
+        };
+        stock.most = [slots, raws, outputs];
+        let bytes = [in_bytes, in_bytes, out_bytes];
+        // One of each first, or there is no way through; then as many as are asked for and fit.
+        while stock.grow(bytes)? | staging.as_ref().map_or(Ok(false), StagingBufferPool::grow)? {}
+        let [slots, raws, outputs] = stock.blocks;
+        let slots = match staging {
+            Some(pool) => Slots::Staging(pool),
+            None => Slots::Unified(Pool::stocked("slots", slots)),
+        };
+        let raws = (!raws.is_empty()).then(|| Pool::stocked("raw batches", raws));
+        let outputs = (!outputs.is_empty()).then(|| Pool::stocked("outputs", outputs));
         Ok(Self {
             spec: Arc::new(spec.clone()),
             layout: Arc::new(layout),
@@ -143,22 +151,35 @@ impl Buffers {
     }
 }
 
-/// As many blocks as are asked for and fit, but at least one.
-fn stock(
-    memory: &MemoryManager,
-    what: &'static str,
-    bytes: u64,
-    most: usize,
-) -> Result<Pool<DeviceLease>> {
-    let mut blocks = vec![memory.block(bytes, Patience::None)?];
-    while blocks.len() < most {
-        match memory.block(bytes, Patience::None) {
-            Ok(block) => blocks.push(block),
-            Err(Error::LimitReached { .. }) => break,
-            Err(error) => return Err(error),
+/// Blocks of device memory for several pools, which grow together.
+struct Stock<'m> {
+    memory: &'m MemoryManager,
+    blocks: [Vec<DeviceLease>; 3],
+    most: [usize; 3],
+}
+
+impl Stock<'_> {
+    /// Adds a block to each pool that wants one more; false when there were none to add.
+    ///
+    /// # Errors
+    /// There is no memory for the first of a pool.
+    fn grow(&mut self, bytes: [u64; 3]) -> Result<bool> {
+        let mut grown = false;
+        for ((blocks, most), bytes) in self.blocks.iter_mut().zip(&mut self.most).zip(bytes) {
+            if blocks.len() == *most {
+                continue;
+            }
+            match self.memory.block(bytes, Patience::None) {
+                Ok(block) => {
+                    blocks.push(block);
+                    grown = true;
+                }
+                Err(Error::LimitReached { .. }) if !blocks.is_empty() => *most = blocks.len(),
+                Err(error) => return Err(error),
+            }
         }
+        Ok(grown)
     }
-    Ok(Pool::stocked(what, blocks))
 }
 
 /// What a stocked pool makes new: nothing. It comes to that only when a block was given up, on a

@@ -31,7 +31,8 @@ pub(crate) enum Ending {
 /// What [`Deliver::take`] finds.
 #[derive(Debug)]
 pub(crate) enum Taken<R = Ready> {
-    Ready(Box<R>),
+    /// The next batch, which counts as held from now on.
+    Ready(Box<R>, Held),
     NotYet,
     Over(Ending),
 }
@@ -96,13 +97,15 @@ impl<R> Deliver<R> {
         self.wake(state);
     }
 
-    /// Ends the stream at once: the batches that nobody took are dropped.
-    pub(crate) fn abandon(&self, ending: Ending) {
+    /// Ends the stream at once: the batches that nobody took are dropped. Returns the ending that
+    /// counts, which is the first.
+    pub(crate) fn abandon(&self, ending: Ending) -> Ending {
         let mut state = self.state.lock();
         let dropped = std::mem::take(&mut state.ready);
-        state.ending.get_or_insert(ending);
+        let first = state.ending.get_or_insert(ending).clone();
         self.wake(state);
         drop(dropped);
+        first
     }
 
     fn wake(&self, mut state: crate::sync::MutexGuard<'_, State<R>>) {
@@ -128,13 +131,17 @@ impl<R> Deliver<R> {
             if let Some(ready) = state.ready.pop_front() {
                 // Under the lock, so that what is noted is in order for several consumers too.
                 note(&ready);
-                return Ok(Taken::Ready(Box::new(ready)));
+                let held = Held::new(&self.held);
+                if self.all_held().is_some() {
+                    // Others that wait learn that nothing can come.
+                    self.wake(state);
+                }
+                return Ok(Taken::Ready(Box::new(ready), held));
             }
             if let Some(ending) = &state.ending {
                 return Ok(Taken::Over(ending.clone()));
             }
-            let held = self.held.load(Ordering::Acquire);
-            if held >= self.outputs.load(Ordering::Acquire) {
+            if let Some(held) = self.all_held() {
                 return Err(Error::TooManyHeld { held, max_held: self.max_held });
             }
             if let Some(waker) = waker
@@ -147,9 +154,10 @@ impl<R> Deliver<R> {
         }
     }
 
-    /// Counts one more output as held.
-    pub(crate) fn hold(&self) -> Held {
-        Held::new(&self.held)
+    /// How many outputs the consumer holds, if that is all of them.
+    fn all_held(&self) -> Option<usize> {
+        let held = self.held.load(Ordering::Acquire);
+        (held >= self.outputs.load(Ordering::Acquire)).then_some(held)
     }
 }
 
@@ -176,7 +184,7 @@ mod loom_tests {
             };
             for expected in [1, 2] {
                 match deliver.take(Patience::Forever, None, |_| {}).unwrap() {
-                    Taken::Ready(value) => assert_eq!(*value, expected),
+                    Taken::Ready(value, _) => assert_eq!(*value, expected),
                     other => panic!("{other:?}"),
                 }
             }
@@ -204,7 +212,7 @@ mod loom_tests {
                 })
             };
             match deliver.take(Patience::Forever, None, |_| {}).unwrap() {
-                Taken::Ready(value) => assert_eq!(*value, 1),
+                Taken::Ready(value, _) => assert_eq!(*value, 1),
                 Taken::Over(Ending::Failed(_)) => {}
                 other => panic!("{other:?}"),
             }

@@ -18,6 +18,7 @@ pub(crate) enum Feed {
         source: Mutex<Box<dyn DataSource>>,
         /// Its size, asked for once: while it is being read it can't be asked.
         size: Option<u64>,
+        can_retry: bool,
     },
 }
 
@@ -63,7 +64,8 @@ impl Feed {
             }
         }
         let size = source.size();
-        Ok(Self::Source { source: Mutex::new(source), size })
+        let can_retry = source.can_retry();
+        Ok(Self::Source { source: Mutex::new(source), size, can_retry })
     }
 
     pub(crate) fn fingerprint(&self) -> u64 {

@@ -1,7 +1,7 @@
 //! Batches as an iterator and as a stream.
 
 use super::AsyncDataLoader;
-use crate::{Error, GpuBatch, Result};
+use crate::{GpuBatch, Result};
 
 /// The batches of a loader, in order. See [`AsyncDataLoader::batches`].
 #[derive(Debug)]
@@ -53,9 +53,8 @@ impl Iterator for AsyncDataLoader {
 /// Whether nothing comes after this item.
 fn is_ending(item: Option<&Result<GpuBatch>>) -> bool {
     match item {
-        None => true,
-        Some(Ok(_) | Err(Error::TooManyHeld { .. })) => false,
-        Some(Err(_)) => true,
+        Some(Ok(_)) => false,
+        None | Some(Err(_)) => true,
     }
 }
 

@@ -74,6 +74,8 @@ pub struct AsyncDataLoader {
     feed: Arc<Feed>,
     fingerprint: u64,
     life: Mutex<Life>,
+    /// Held while the loader is started or stopped.
+    changing: Mutex<()>,
 }
 
 /// Which generation runs.
@@ -115,7 +117,13 @@ impl AsyncDataLoader {
             feed.check(state, fingerprint, &config)?;
         }
         let (config, feed) = (Arc::new(config), Arc::new(feed));
-        Ok(Self { config, feed, fingerprint, life: Mutex::new(Life::default()) })
+        Ok(Self {
+            config,
+            feed,
+            fingerprint,
+            life: Mutex::new(Life::default()),
+            changing: Mutex::new(()),
+        })
     }
 
     /// Allocates the buffers, starts the threads, and begins to read. After a
@@ -126,6 +134,7 @@ impl AsyncDataLoader {
     /// [`Error::Lifecycle`]: it is started already, or a pull source has not returned from a call
     /// since it was stopped; the buffers can't be allocated; the device is lost.
     pub fn start(&self) -> Result<()> {
+        let _changing = self.changing.lock();
         let mut life = self.life.lock();
         if life.started {
             let remedy = "call `stop` before you start it again";
@@ -154,9 +163,13 @@ impl AsyncDataLoader {
     /// [`Error::Detached`]: a source did not return within `stop_timeout`; [`Error::Timeout`]: the
     /// device did not finish a transfer in that time. Everything else is stopped all the same.
     pub fn stop(&self) -> Result<()> {
+        let _changing = self.changing.lock();
         let mut life = self.life.lock();
         life.started = false;
-        life.current.as_ref().map_or(Ok(()), |pipeline| pipeline.stop())
+        let pipeline = life.current.clone();
+        // Joining takes time; others may ask meanwhile.
+        drop(life);
+        pipeline.map_or(Ok(()), |pipeline| pipeline.stop())
     }
 
     /// The next batch; waits for it. `None` when everything was delivered.
@@ -169,7 +182,10 @@ impl AsyncDataLoader {
         match self.pipeline()?.next(Patience::Forever, None)? {
             Delivery::Ready(batch) => Ok(Some(batch)),
             Delivery::End => Ok(None),
-            Delivery::NotYet => unreachable!("it waited for ever"),
+            Delivery::NotYet => Err(Error::record(
+                "a wait",
+                "a completion cannot wait for a batch: it would wait for itself",
+            )),
         }
     }
 

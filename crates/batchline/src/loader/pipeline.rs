@@ -12,7 +12,7 @@ use super::feed::Feed;
 use super::stop::Threads;
 use super::ticket::Ring;
 use crate::device::LossListener;
-use crate::memory::Patience;
+use crate::memory::{Held, Patience};
 use crate::stats::{Doing, StageClock};
 use crate::sync::{self, Mutex};
 use crate::{Delivery, Error, Result, SampleSpec, Skipped};
@@ -31,6 +31,8 @@ pub(crate) struct Pipeline {
     threads: Threads,
     /// What was delivered.
     cursor: Mutex<Cursor>,
+    /// What a pull source left out behind its last batch.
+    pub(super) trailing: Mutex<Vec<Skipped>>,
     pub(super) generation: u64,
     started: Instant,
     ended: OnceLock<Instant>,
@@ -95,6 +97,7 @@ impl Pipeline {
             opener: Mutex::new(Opener { epoch, batch: position, ..Opener::default() }),
             threads: Threads::default(),
             cursor: Mutex::new(Cursor { epoch, position, skipped, left: None }),
+            trailing: Mutex::new(Vec::new()),
             generation,
             started,
             ended: OnceLock::new(),
@@ -142,7 +145,12 @@ impl Pipeline {
     pub(super) fn allocate(&self, spec: &SampleSpec) -> Result<&Buffers> {
         let buffers = Buffers::allocate(spec, &self.config)?;
         self.deliver.set_outputs(buffers.output_count());
-        Ok(self.buffers.get_or_init(|| buffers))
+        let buffers = self.buffers.get_or_init(|| buffers);
+        if self.ring.is_stopped() {
+            // Whoever stopped it found nothing to close.
+            buffers.close(&over());
+        }
+        Ok(buffers)
     }
 
     /// The buffers; there are some once the first ticket is being opened.
@@ -216,11 +224,16 @@ impl Pipeline {
         if let Some(left) = self.cursor.lock().left.take() {
             clock.add(Doing::Working, called - left);
         }
+        let patience = self.config.memory.device().core().patience(patience);
         let taken = self.deliver.take(patience, waker, |ready| self.advance(ready));
         let delivery = match taken {
-            Ok(Taken::Ready(ready)) => self.hand_over(*ready),
+            Ok(Taken::Ready(ready, held)) => self.hand_over(*ready, held),
             Ok(Taken::NotYet) => Ok(Delivery::NotYet),
-            Ok(Taken::Over(Ending::End)) => Ok(Delivery::End),
+            Ok(Taken::Over(Ending::End)) => {
+                let trailing = std::mem::take(&mut *self.trailing.lock());
+                self.cursor.lock().skipped.extend(trailing);
+                Ok(Delivery::End)
+            }
             Ok(Taken::Over(Ending::Failed(error))) | Err(error) => Err(error),
         };
         let now = sync::now();
@@ -239,7 +252,7 @@ impl Pipeline {
     }
 
     /// Makes the consumer's queue wait for the batch.
-    fn hand_over(&self, ready: Ready) -> Result<Delivery> {
+    fn hand_over(&self, ready: Ready, held: Held) -> Result<Delivery> {
         let Ready { batch, place, .. } = ready;
         if let Some(source) = batch.failure() {
             return Err(self.refuse(place, source));
@@ -253,7 +266,7 @@ impl Pipeline {
         if let Err(source) = ordered {
             return Err(self.refuse(place, source));
         }
-        batch.hand_to(stream, self.deliver.hold());
+        batch.hand_to(stream, held);
         self.counters.delivered.fetch_add(1, Ordering::Relaxed);
         self.counters.samples.fetch_add(batch.len(), Ordering::Relaxed);
         self.counters.bytes.fetch_add(batch.byte_len(), Ordering::Relaxed);
@@ -269,9 +282,20 @@ impl Pipeline {
             sample: None,
             source: Arc::new(source),
         };
-        self.deliver.abandon(Ending::Failed(error.clone()));
+        // It was counted when it was taken; with several consumers one further on may have been too.
+        let mut cursor = self.cursor.lock();
+        if (place.epoch, place.batch) < (cursor.epoch, cursor.position) {
+            (cursor.epoch, cursor.position) = (place.epoch, place.batch);
+            let before = |skip: &Skipped| (skip.epoch, skip.batch) < (place.epoch, place.batch);
+            cursor.skipped.retain(before);
+        }
+        drop(cursor);
+        let ending = self.deliver.abandon(Ending::Failed(error.clone()));
         self.fail(error.clone());
-        error
+        match ending {
+            Ending::Failed(first) => first,
+            Ending::End => error,
+        }
     }
 
     pub(crate) fn cursor(&self) -> Cursor {

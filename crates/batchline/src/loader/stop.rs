@@ -70,9 +70,14 @@ impl Threads {
             alive = self.state.gone.wait_at_most(alive, left);
         }
         drop(alive);
+        let handles = std::mem::take(&mut *self.handles.lock());
+        if handles.is_empty() {
+            // Joined before, or given up before and still there.
+            return self.alive();
+        }
         let mut detached = 0;
         let me = std::thread::current().id();
-        for handle in std::mem::take(&mut *self.handles.lock()) {
+        for handle in handles {
             // A thread that has counted itself out is about to end.
             if self.alive() == 0 || handle.is_finished() {
                 if handle.thread().id() != me {

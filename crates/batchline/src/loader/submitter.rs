@@ -49,7 +49,13 @@ impl Pipeline {
                         }),
                     }
                 }
-                Ok(None) => Ending::End,
+                Ok(None) => match self.count_skips(self.ring.take_trailing()) {
+                    Ok(trailing) => {
+                        *self.trailing.lock() = trailing;
+                        Ending::End
+                    }
+                    Err(error) => Ending::Failed(error),
+                },
                 Err(error) => Ending::Failed(error),
             };
             // Where the ring was stopped, the ending has been set already, and that one counts.
@@ -138,7 +144,9 @@ impl Pipeline {
             Slot::Staging(buffer) => {
                 // One copy for all tensors. Between them it carries bytes of no meaning.
                 let last = buffers.layout.parts.last().expect("an input at least");
-                let used = (last.offset + rows * last.row_bytes).next_multiple_of(4);
+                let used = last.offset + rows * last.row_bytes;
+                let alignment = memory.device().info().copy_alignment;
+                let used = used.next_multiple_of(alignment);
                 let used = used.min(buffers.layout.bytes);
                 let whole = whole(&raw, buffers.layout.bytes)?;
                 commands.upload_range(buffer, 0..used, &whole, 0)?;

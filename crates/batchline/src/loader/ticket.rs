@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::slot::{Claim, Fillable, Slot};
@@ -80,6 +81,8 @@ pub(crate) struct Ring<S = Slot> {
     work: Condvar,
     /// The submitter waits here for the ticket in front.
     full: Condvar,
+    /// A copy of the state's flag that can be read without the lock.
+    stopped: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -94,6 +97,8 @@ struct State<S> {
     ended: bool,
     /// An error of the source that belongs to no ticket; it comes behind all of them.
     failure: Option<Error>,
+    /// What a pull source left out behind its last batch.
+    trailing: Vec<SkippedRow>,
     /// A level: who looks at the ring later sees it too.
     stopped: bool,
 }
@@ -107,10 +112,12 @@ impl<S: Fillable> Ring<S> {
                 opening: false,
                 ended: false,
                 failure: None,
+                trailing: Vec::new(),
                 stopped: false,
             }),
             work: Condvar::new(),
             full: Condvar::new(),
+            stopped: AtomicBool::new(false),
         }
     }
 
@@ -191,11 +198,13 @@ impl<S: Fillable> Ring<S> {
     }
 
     /// Takes the turn to open back without a ticket: there are no more, or the source failed.
-    pub(crate) fn end(&self, failure: Option<Error>) {
+    /// `skipped` is what a pull source left out behind its last batch.
+    pub(crate) fn end(&self, failure: Option<Error>, skipped: Vec<SkippedRow>) {
         let mut state = self.state.lock();
         state.opening = false;
         state.ended = true;
         state.failure = failure;
+        state.trailing = skipped;
         drop(state);
         self.work.notify_all();
         self.full.notify_one();
@@ -223,7 +232,10 @@ impl<S: Fillable> Ring<S> {
         if failed {
             state.ended = true;
         }
+        // Whoever stopped the ring could not let go of a slot that was being written.
+        let idle = if state.stopped { state.take_idle() } else { Vec::new() };
         drop(state);
+        drop(idle);
         if failed {
             self.work.notify_all();
         }
@@ -253,29 +265,27 @@ impl<S: Fillable> Ring<S> {
         }
     }
 
+    /// What was left out behind the last ticket.
+    pub(crate) fn take_trailing(&self) -> Vec<SkippedRow> {
+        std::mem::take(&mut self.state.lock().trailing)
+    }
+
     /// Ends all waits. Tickets whose rows are still being written stay until those come back.
     pub(crate) fn stop(&self) {
         self.state.lock().stopped = true;
+        self.stopped.store(true, Ordering::Release);
         self.work.notify_all();
         self.full.notify_all();
     }
 
-    /// Whether it was stopped.
+    /// Whether it was stopped. Workers ask before each row.
     pub(crate) fn is_stopped(&self) -> bool {
-        self.state.lock().stopped
+        self.stopped.load(Ordering::Acquire)
     }
 
-    /// Drops the tickets that no worker writes to any more.
+    /// Drops the tickets of a stopped ring that no worker writes to any more.
     pub(crate) fn clear(&self) {
-        let mut state = self.state.lock();
-        // Those that are still written to keep their number: claims find their ticket by it.
-        while state.tickets.front().is_some_and(|ticket| ticket.returned == ticket.claimed) {
-            state.tickets.pop_front();
-            state.front += 1;
-        }
-        while state.tickets.back().is_some_and(|ticket| ticket.returned == ticket.claimed) {
-            state.tickets.pop_back();
-        }
+        drop(self.state.lock().take_idle());
     }
 
     /// Waits for `time`, or until the ring is stopped; true if it was.
@@ -291,7 +301,27 @@ impl<S: Fillable> Ring<S> {
     }
 }
 
+impl<S> State<S> {
+    /// Takes the tickets out that no worker writes to any more, at both ends: those between keep
+    /// their number, by which claims find their ticket.
+    fn take_idle(&mut self) -> Vec<Ticket<S>> {
+        let mut idle = Vec::new();
+        while self.tickets.front().is_some_and(Ticket::is_idle) {
+            idle.extend(self.tickets.pop_front());
+            self.front += 1;
+        }
+        while self.tickets.back().is_some_and(Ticket::is_idle) {
+            idle.extend(self.tickets.pop_back());
+        }
+        idle
+    }
+}
+
 impl<S> Ticket<S> {
+    fn is_idle(&self) -> bool {
+        self.returned == self.claimed
+    }
+
     fn is_full(&self) -> bool {
         self.returned == self.place.rows.rows
     }
@@ -344,7 +374,7 @@ mod loom_tests {
                     Task::Open => {
                         let mut next = self.next.lock();
                         if *next == batches {
-                            self.ring.end(None);
+                            self.ring.end(None, Vec::new());
                             continue;
                         }
                         match self.slots.acquire(Patience::Forever, || Ok(Box::new([0; 32]))) {
@@ -354,7 +384,7 @@ mod loom_tests {
                                 *next += 1;
                                 self.ring.open(place, slot, &self.layout, false, Vec::new());
                             }
-                            Err(error) => self.ring.end(Some(error)),
+                            Err(error) => self.ring.end(Some(error), Vec::new()),
                         }
                     }
                     Task::Fill(place, mut claim) => {

@@ -12,6 +12,7 @@ use super::ticket::{Outcome, Place, SkippedRow, Task};
 use crate::plan::{BatchRows, Cut, LastBatch, Sampler};
 use crate::source::{DataSource, Dataset, Rows, Sample, SampleKey, SampleMut};
 use crate::stats::{Doing, Lap};
+use crate::sync::Mutex;
 use crate::{BoxError, Error, Result, Skipped};
 use std::sync::atomic::Ordering;
 
@@ -34,12 +35,21 @@ impl Pipeline {
                 (Task::End, _) => return,
                 (Task::Open, Feed::Dataset { cut, .. }) => self.open_planned(cut),
                 (Task::Open, Feed::Source { source, .. }) => {
-                    self.open_pulled(&mut **source.lock(), &mut lap);
+                    self.open_pulled(source, &mut lap);
                 }
                 (Task::Fill(place, mut claim), Feed::Dataset { dataset, sampler, .. }) => {
                     crate::trace::span!("fill", epoch = place.epoch, batch = place.batch);
-                    look_up(&**sampler, place, &claim, &mut indices);
-                    let outcome = self.fill(&**dataset, &indices, place, claim.rows());
+                    let found = contain(|| {
+                        look_up(&**sampler, place, &claim, &mut indices);
+                        Ok(())
+                    });
+                    let outcome = match found {
+                        Ok(()) => self.fill(&**dataset, &indices, place, claim.rows()),
+                        Err(error) => {
+                            let error = failed("sampler", place, None, error);
+                            Outcome { failure: Some((claim.first, error)), skipped: Vec::new() }
+                        }
+                    };
                     let rows = claim.end - claim.first;
                     self.ring.hand_back(claim, outcome);
                     let each = lap.spent(Doing::Working) / u32::try_from(rows).unwrap_or(u32::MAX);
@@ -62,7 +72,7 @@ impl Pipeline {
             (opener.epoch, opener.batch) = (opener.epoch + 1, 0);
         }
         if self.config.epochs.is_some_and(|epochs| opener.epoch >= epochs) {
-            return self.ring.end(None);
+            return self.ring.end(None, Vec::new());
         }
         let place = Place {
             epoch: opener.epoch,
@@ -76,7 +86,7 @@ impl Pipeline {
                 drop(opener);
                 self.ring.open(place, slot, &self.buffers().layout, false, Vec::new());
             }
-            Err(error) => self.ring.end(Some(error)),
+            Err(error) => self.ring.end(Some(error), Vec::new()),
         }
     }
 
@@ -91,6 +101,10 @@ impl Pipeline {
         let mut outcome = Outcome::default();
         let spec = &*self.buffers().spec;
         for (row, &index) in (rows.first()..rows.end()).zip(indices) {
+            // Nobody will look at the rest.
+            if self.ring.is_stopped() {
+                break;
+            }
             let key = SampleKey { seed: self.config.seed, epoch: place.epoch, index };
             let read = self.with_retries(|| {
                 if index >= dataset.len() {
@@ -109,13 +123,7 @@ impl Pipeline {
                 }
             });
             let Err(source) = read else { continue };
-            let error = Error::Stage {
-                stage: "worker",
-                epoch: place.epoch,
-                batch: place.batch,
-                sample: Some(index),
-                source: source.into(),
-            };
+            let error = failed("worker", place, Some(index), source);
             if !matches!(self.config.error_policy, ErrorPolicy::Skip { .. }) {
                 outcome.failure = Some((row, error));
                 break;
@@ -131,19 +139,19 @@ impl Pipeline {
 
     /// Asks a pull source for the next batch, opens its ticket, and copies it into the slot. The
     /// turn to open, which this worker has, keeps calls of the source from overlapping.
-    fn open_pulled(&self, source: &mut dyn DataSource, lap: &mut Lap<'_>) {
+    fn open_pulled(&self, source: &Mutex<Box<dyn DataSource>>, lap: &mut Lap<'_>) {
         let mut opener = self.opener.lock();
         let mut skipped = Vec::new();
-        let pulled = self.pull(source, &mut opener, &mut skipped);
+        let pulled = self.pull(&mut **source.lock(), &mut opener, &mut skipped);
         lap.spent(Doing::Working);
         let (place, batch) = match pulled {
             Ok(Some(pulled)) => pulled,
-            Ok(None) => return self.ring.end(None),
-            Err(error) => return self.ring.end(Some(error)),
+            Ok(None) => return self.ring.end(None, skipped),
+            Err(error) => return self.ring.end(Some(error), skipped),
         };
         let slot = match self.buffers().slot() {
             Ok(slot) => slot,
-            Err(error) => return self.ring.end(Some(error)),
+            Err(error) => return self.ring.end(Some(error), skipped),
         };
         lap.spent(Doing::WaitingForRoom);
         drop(opener);
@@ -151,10 +159,15 @@ impl Pipeline {
         let Some(mut claim) = self.ring.open(place, slot, layout, true, skipped) else { return };
         crate::trace::span!("fill", epoch = place.epoch, batch = place.batch);
         let mut rows = claim.rows();
-        for (number, tensor) in batch.tensors().enumerate() {
-            rows.all(number).copy_from_slice(tensor.bytes());
-        }
-        self.ring.hand_back(claim, Outcome::default());
+        // Bytes that the user owns: they may change their number.
+        let copied = contain(|| {
+            for (number, tensor) in batch.tensors().enumerate() {
+                rows.all(number).copy_from_slice(tensor.bytes());
+            }
+            Ok(())
+        });
+        let failure = copied.err().map(|error| (0, failed("source", place, None, error)));
+        self.ring.hand_back(claim, Outcome { failure, skipped: Vec::new() });
         lap.spent(Doing::Working);
     }
 
@@ -288,13 +301,21 @@ impl Pipeline {
         }
     }
 
+    /// Whether a call that failed may be made again for the same data.
+    fn can_retry(&self) -> bool {
+        match &*self.feed {
+            Feed::Dataset { .. } => true,
+            Feed::Source { can_retry, .. } => *can_retry,
+        }
+    }
+
     /// Calls user code, again where the policy says so. A panic is an error.
     fn with_retries<R>(
         &self,
         mut call: impl FnMut() -> Result<R, BoxError>,
     ) -> Result<R, BoxError> {
         let (times, mut backoff) = match self.config.error_policy {
-            ErrorPolicy::Retry { times, backoff } => (times, backoff),
+            ErrorPolicy::Retry { times, backoff } if self.can_retry() => (times, backoff),
             _ => (0, Duration::ZERO),
         };
         let mut result = contain(&mut call);
@@ -308,6 +329,11 @@ impl Pipeline {
         }
         result
     }
+}
+
+fn failed(stage: &'static str, place: Place, sample: Option<u64>, source: BoxError) -> Error {
+    let Place { epoch, batch, .. } = place;
+    Error::Stage { stage, epoch, batch, sample, source: source.into() }
 }
 
 /// The samples that the plan has for the rows of a claim.

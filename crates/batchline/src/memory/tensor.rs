@@ -147,6 +147,10 @@ impl Tensor {
         &self.handle.storage
     }
 
+    pub(crate) fn handle(&self) -> &Arc<Handle> {
+        &self.handle
+    }
+
     fn memory(&self) -> &MemoryManager {
         &self.handle.storage.memory
     }

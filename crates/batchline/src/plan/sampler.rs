@@ -38,7 +38,7 @@ pub trait Sampler: Send + Sync {
     }
 
     /// The sample at a position, which is below [`len`](Self::len). The same arguments must give
-    /// the same sample, always. An index outside the data set ends the stream with an error.
+    /// the same sample, always. An index outside the data set is an error of that sample.
     fn index(&self, epoch: u64, position: u64) -> u64;
 
     /// The samples at the positions from `first` on, all of them below [`len`](Self::len). An order

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{DataSource, Dataset, HostTensor, Sample, SampleMut, SampleSpec};
-use crate::{BoxError, Result};
+use crate::{BoxError, Error, Result};
 
 /// A [`Dataset`] made of a closure.
 ///
@@ -137,10 +137,22 @@ where
         let samples = self.samples.get_or_insert_with(&mut self.make);
         while self.pending.len() < batch_size {
             let Some(sample) = samples.next() else { break };
-            self.pending.push(sample?);
+            let sample = sample?;
+            if let Some(first) = self.pending.first()
+                && let Some(difference) = first.spec()?.difference(&sample.spec()?)
+            {
+                let problem = format!("samples of one batch differ: {difference}");
+                return Err(Error::Source { problem }.into());
+            }
+            self.pending.push(sample);
         }
         let samples = std::mem::take(&mut self.pending);
         if samples.is_empty() { Ok(None) } else { Ok(Some(stack(&samples)?)) }
+    }
+
+    fn can_retry(&self) -> bool {
+        // The bad item is gone from the iterator.
+        false
     }
 
     fn reset(&mut self) -> Result<(), BoxError> {
@@ -159,12 +171,6 @@ impl<F, I> fmt::Debug for IterSource<F, I> {
 /// Makes a batch of samples that are alike.
 fn stack(samples: &[Sample]) -> Result<Sample> {
     let spec = samples[0].spec()?;
-    for sample in samples {
-        if let Some(difference) = spec.difference(&sample.spec()?) {
-            let problem = format!("samples of one batch differ: {difference}");
-            return Err(crate::Error::Source { problem });
-        }
-    }
     let rows = samples.len() as u64;
     let mut tensors = Vec::new();
     for (place, tensor) in spec.tensors().iter().enumerate() {

@@ -131,6 +131,14 @@ pub trait DataSource: Send {
     /// Whatever is wrong; it ends the stream.
     fn reset(&mut self) -> Result<(), BoxError>;
 
+    /// Whether a [`get_batch`](Self::get_batch) that failed may be called again for the same data.
+    /// Where it can't, as for an iterator that has moved on, [`ErrorPolicy::Retry`] fails at once.
+    ///
+    /// [`ErrorPolicy::Retry`]: crate::ErrorPolicy::Retry
+    fn can_retry(&self) -> bool {
+        true
+    }
+
     /// As [`Dataset::fingerprint`].
     fn fingerprint(&self) -> u64 {
         self.size().unwrap_or(0)
@@ -147,6 +155,9 @@ impl<S: DataSource + ?Sized> DataSource for Box<S> {
     }
     fn reset(&mut self) -> Result<(), BoxError> {
         (**self).reset()
+    }
+    fn can_retry(&self) -> bool {
+        (**self).can_retry()
     }
     fn fingerprint(&self) -> u64 {
         (**self).fingerprint()

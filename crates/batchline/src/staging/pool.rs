@@ -150,10 +150,23 @@ impl StagingBufferPool {
         Ok(StagingBuffer::new(pool.acquire(patience, make)?, memory.device().clone()))
     }
 
-    /// Makes all buffers now, so that none has to be made later.
-    pub(crate) fn fill(&self) -> Result<()> {
-        let max = self.inner.pool.counts().max;
-        (0..max).map(|_| self.get(Patience::None)).collect::<Result<Vec<_>>>().map(drop)
+    /// Makes one more buffer now, so that it need not be made later; false where no more is to be
+    /// had.
+    pub(crate) fn grow(&self) -> Result<bool> {
+        let counts = self.inner.pool.counts();
+        if counts.total == counts.max {
+            return Ok(false);
+        }
+        // All that there are, so that the next one is new.
+        let mut taken = Vec::new();
+        for _ in 0..=counts.total {
+            match self.get(Patience::None) {
+                Ok(buffer) => taken.push(buffer),
+                Err(Error::Timeout { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
     }
 
     /// The counts at this moment.
@@ -177,15 +190,21 @@ impl StagingBufferPool {
     /// The device is lost. What a transfer failed with, its own [`Transfer`](super::Transfer)
     /// tells.
     pub fn wait_for_transfer_completion(&self) -> Result<()> {
-        self.inner.pool.wait_landed(Patience::Forever);
+        let patience = self.device().core().patience(Patience::Forever);
+        if !self.inner.pool.wait_landed(patience) {
+            let problem = "a completion cannot wait for other work: it would wait for itself";
+            return Err(Error::record("a wait", problem));
+        }
         self.device().check()
     }
 
     /// Closes the pool: waits for every buffer in flight; each later call is an error. Buffers
-    /// being filled stay usable and are not taken back.
+    /// being filled stay usable and are not taken back. Called from a completion it closes the pool
+    /// and does not wait, since completions run one after another.
     pub fn cleanup(&self) {
         self.close(Error::Closed { what: "staging buffer pool" });
-        self.inner.pool.wait_landed(Patience::Forever);
+        let patience = self.device().core().patience(Patience::Forever);
+        self.inner.pool.wait_landed(patience);
     }
 
     /// Ends every wait with `error`, without waiting for what is in flight.
