@@ -13,6 +13,8 @@ unsafe_files=(
     "crates/batchline/src/backend/host/memory.rs: allocates and frees"
     "crates/batchline/src/backend/host/mod.rs: runs the commands of a segment"
     "crates/batchline/src/backend/memory.rs: the traits by which a backend promises addresses"
+    "crates/batchline/src/backend/mod.rs: the trait by which a backend promises to do as commanded"
+    "crates/batchline/src/backend/wgpu/mod.rs: promises that for wgpu"
     "crates/batchline/src/backend/wgpu/memory.rs: addresses of mapped buffers"
     "crates/batchline/src/backend/wgpu/tests/mod.rs: the tests write mapped memory themselves"
     "crates/batchline/src/formats/bytes.rs: maps files"

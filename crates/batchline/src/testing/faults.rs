@@ -395,13 +395,14 @@ unsafe impl Backend for FaultyBackend {
     }
 
     fn consumer_after(&self, _: StreamId, fences: &[Fence]) -> Result<()> {
+        if self.shared.state.lock().lost {
+            return Err(self.shared.lost());
+        }
         if self.info.unified {
             // The consumer is the program itself.
             for fence in fences {
                 while !self.wait(*fence, Duration::from_millis(100))? {}
             }
-        } else if self.shared.state.lock().lost {
-            return Err(self.shared.lost());
         }
         self.shared.enqueue_consumer(fences.to_vec(), Work::Nothing);
         Ok(())
