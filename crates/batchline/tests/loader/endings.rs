@@ -4,66 +4,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, mpsc};
 use std::time::{Duration, Instant};
 
-use batchline::testing::{FaultControl, FaultPlan, faulty_device};
+use batchline::testing::{FaultPlan, faulty_device};
 use batchline::{
-    AsyncDataLoader, AsyncDataLoaderConfig, BoxError, ConfigBuilder, DType, DataSource, Dataset,
-    Delivery, Device, Error, ErrorPolicy, FnDataset, FnSource, HostTensor, MemoryManager, Sample,
-    SampleMut, SampleSpec,
+    AsyncDataLoader, BoxError, DType, DataSource, Delivery, Error, ErrorPolicy, FnDataset,
+    FnSource, HostTensor, MemoryManager, Sample, SampleMut, SampleSpec,
 };
 
-/// Numbers; `read` may do what it likes before one is written.
-fn numbers(
-    len: u64,
-    read: impl Fn(u64) -> Result<(), BoxError> + Send + Sync + 'static,
-) -> impl Dataset + 'static {
-    let spec = SampleSpec::new(DType::I64, &[]).unwrap();
-    FnDataset::new(len, spec, move |index, sample: &mut SampleMut<'_>| {
-        read(index)?;
-        Ok(sample.write(0, &[index.cast_signed()])?)
-    })
-}
-
-fn builder(memory: &MemoryManager) -> ConfigBuilder {
-    AsyncDataLoaderConfig::builder().batch_size(10).workers(4).memory_manager(memory.clone())
-}
-
-fn host() -> MemoryManager {
-    MemoryManager::new(&Device::host())
-}
-
-fn faulty(plan: FaultPlan) -> (MemoryManager, FaultControl) {
-    let (device, control) = faulty_device(plan);
-    (MemoryManager::new(&device), control)
-}
-
-fn start(dataset: impl Dataset + 'static, config: ConfigBuilder) -> AsyncDataLoader {
-    let loader = AsyncDataLoader::new(dataset, config.build().unwrap()).unwrap();
-    loader.start().unwrap();
-    loader
-}
-
-fn values(batch: &batchline::GpuBatch) -> Vec<i64> {
-    batch.input_tensor().to_vec::<i64>().unwrap()
-}
-
-fn spawn<R: Send + 'static>(
-    body: impl FnOnce() -> R + Send + 'static,
-) -> std::thread::JoinHandle<R> {
-    std::thread::Builder::new().name("test".to_owned()).spawn(body).unwrap()
-}
-
-/// Everything has come home: no memory in use but what was quarantined.
-fn assert_home(memory: &MemoryManager) {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    loop {
-        let stats = memory.stats();
-        if stats.device_in_use == 0 && stats.staging_in_use == 0 {
-            return;
-        }
-        assert!(Instant::now() < deadline, "not home: {stats:?}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
+use super::*;
 
 #[test]
 fn an_error_comes_behind_the_batches_before_it_and_again_at_every_call() {

@@ -3,24 +3,18 @@
 use std::collections::BTreeMap;
 
 use batchline::{
-    AsyncDataLoader, AsyncDataLoaderConfig, ConfigBuilder, DType, DataSource, Dataset, Device,
-    Error, FnDataset, HostTensor, IterSource, LastBatch, LoaderState, Sample, SampleSpec, Sampler,
+    AsyncDataLoader, AsyncDataLoaderConfig, ConfigBuilder, DType, DataSource, Device, Error,
+    FnDataset, HostTensor, IterSource, LastBatch, LoaderState, Sample, SampleSpec, Sampler,
 };
 
-/// Samples that are their own index.
-fn numbers(len: u64) -> impl Dataset + 'static {
-    let spec = SampleSpec::new(DType::I64, &[]).unwrap();
-    FnDataset::new(len, spec, |index, sample| Ok(sample.write(0, &[index.cast_signed()])?))
-}
+use super::{numbers, start, values};
 
-fn builder(batch_size: u64) -> ConfigBuilder {
-    AsyncDataLoaderConfig::builder().batch_size(batch_size).device(Device::host())
+fn batches_of(samples: u64) -> ConfigBuilder {
+    AsyncDataLoaderConfig::builder().batch_size(samples).device(Device::host())
 }
 
 fn started(len: u64, config: ConfigBuilder) -> AsyncDataLoader {
-    let loader = AsyncDataLoader::new(numbers(len), config.build().unwrap()).unwrap();
-    loader.start().unwrap();
-    loader
+    start(numbers(len, |_| Ok(())), config)
 }
 
 /// The batches as lists of numbers.
@@ -28,14 +22,10 @@ fn collect(loader: &AsyncDataLoader) -> Vec<Vec<i64>> {
     loader.batches().map(|batch| values(&batch.unwrap())).collect()
 }
 
-fn values(batch: &batchline::GpuBatch) -> Vec<i64> {
-    batch.input_tensor().to_vec::<i64>().unwrap()
-}
-
 #[test]
 fn the_shuffle_is_the_same_for_any_workers_and_depth_and_new_in_each_epoch() {
     let stream = |workers, depth| {
-        let config = builder(10).shuffle(true).seed(5).epochs(2).workers(workers);
+        let config = batches_of(10).shuffle(true).seed(5).epochs(2).workers(workers);
         collect(&started(103, config.prefetch_depth(depth))).concat()
     };
     let one = stream(1, 1);
@@ -55,7 +45,7 @@ fn the_shuffle_is_the_same_for_any_workers_and_depth_and_new_in_each_epoch() {
 #[test]
 fn the_last_batch_is_kept_dropped_or_padded() {
     let lens = |last| {
-        let loader = started(25, builder(10).last_batch(last));
+        let loader = started(25, batches_of(10).last_batch(last));
         loader
             .batches()
             .map(|batch| batch.map(|batch| (batch.len(), batch.padding(), values(&batch)[0])))
@@ -65,14 +55,14 @@ fn the_last_batch_is_kept_dropped_or_padded() {
     assert_eq!(lens(LastBatch::Keep), [(10, 0, 0), (10, 0, 10), (5, 0, 20)]);
     assert_eq!(lens(LastBatch::Drop), [(10, 0, 0), (10, 0, 10)]);
     assert_eq!(lens(LastBatch::Pad), [(10, 0, 0), (10, 0, 10), (10, 5, 20)]);
-    let padded = collect(&started(25, builder(10).last_batch(LastBatch::Pad)));
+    let padded = collect(&started(25, batches_of(10).last_batch(LastBatch::Pad)));
     assert_eq!(padded[2], [20, 21, 22, 23, 24, 0, 1, 2, 3, 4]);
 }
 
 #[test]
 fn ranks_together_are_the_single_stream() {
     for last in [LastBatch::Keep, LastBatch::Drop, LastBatch::Pad] {
-        let config = |batch| builder(batch).shuffle(true).seed(9).epochs(2).last_batch(last);
+        let config = |batch| batches_of(batch).shuffle(true).seed(9).epochs(2).last_batch(last);
         let single = collect(&started(103, config(12)));
         for world_size in [2, 3, 4] {
             let ranks: Vec<_> = (0..world_size)
@@ -90,13 +80,13 @@ fn ranks_together_are_the_single_stream() {
 
 #[test]
 fn a_rank_for_which_nothing_is_left_gets_an_empty_batch() {
-    let loader = started(5, builder(2).shard(1, 2));
+    let loader = started(5, batches_of(2).shard(1, 2));
     assert_eq!(collect(&loader), [vec![2, 3], vec![]]);
 }
 
 #[test]
 fn a_stream_is_continued_at_every_batch_with_other_workers_depth_and_ranks() {
-    let config = || builder(8).shuffle(true).seed(3).epochs(2);
+    let config = || batches_of(8).shuffle(true).seed(3).epochs(2);
     let whole = collect(&started(50, config()));
     for taken in 0..=whole.len() {
         let loader = started(50, config());
@@ -109,7 +99,7 @@ fn a_stream_is_continued_at_every_batch_with_other_workers_depth_and_ranks() {
 
         let ranks: Vec<_> = (0..2)
             .map(|rank| {
-                let config = builder(4).shuffle(true).seed(3).epochs(2).shard(rank, 2);
+                let config = batches_of(4).shuffle(true).seed(3).epochs(2).shard(rank, 2);
                 collect(&started(50, config.resume_from(state.clone())))
             })
             .collect();
@@ -124,7 +114,7 @@ fn a_stream_is_continued_at_every_batch_with_other_workers_depth_and_ranks() {
 
 #[test]
 fn what_was_read_ahead_is_not_in_the_state() {
-    let loader = started(100, builder(10).prefetch_depth(5));
+    let loader = started(100, batches_of(10).prefetch_depth(5));
     loader.get_batch().unwrap().unwrap();
     while loader.stats().queued_batches < 3 {
         std::thread::yield_now();
@@ -132,7 +122,7 @@ fn what_was_read_ahead_is_not_in_the_state() {
     let state = loader.state();
     assert_eq!((state.epoch, state.position), (0, 1));
     // The next epoch's read-ahead begins before this one is consumed.
-    let loader = started(20, builder(10).prefetch_depth(5).epochs(2));
+    let loader = started(20, batches_of(10).prefetch_depth(5).epochs(2));
     while loader.stats().queued_batches < 4 {
         std::thread::yield_now();
     }
@@ -141,15 +131,15 @@ fn what_was_read_ahead_is_not_in_the_state() {
 
 #[test]
 fn a_state_of_another_stream_is_refused() {
-    let state = started(50, builder(8).shuffle(true).seed(3)).state();
+    let state = started(50, batches_of(8).shuffle(true).seed(3)).state();
     let refused = |len, config: ConfigBuilder| {
         let config = config.resume_from(state.clone()).build().unwrap();
-        match AsyncDataLoader::new(numbers(len), config).unwrap_err() {
+        match AsyncDataLoader::new(numbers(len, |_| Ok(())), config).unwrap_err() {
             Error::State { problem } => problem,
             other => panic!("{other}"),
         }
     };
-    let config = || builder(8).shuffle(true).seed(3);
+    let config = || batches_of(8).shuffle(true).seed(3);
     assert!(refused(51, config()).contains("another data set"));
     assert!(refused(50, config().batch_size(7)).contains("global batches of 8"));
     assert!(refused(50, config().shard(0, 2)).contains("16"));
@@ -172,7 +162,7 @@ fn an_own_sampler_gives_the_order() {
             1
         }
     }
-    let loader = started(10, builder(5).sampler(Evens).epochs(2));
+    let loader = started(10, batches_of(5).sampler(Evens).epochs(2));
     assert_eq!(collect(&loader), [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]);
 
     struct Beyond;
@@ -187,7 +177,7 @@ fn an_own_sampler_gives_the_order() {
             2
         }
     }
-    let loader = started(10, builder(1).sampler(Beyond));
+    let loader = started(10, batches_of(1).sampler(Beyond));
     assert_eq!(values(&loader.get_batch().unwrap().unwrap()), [0]);
     assert_eq!(values(&loader.get_batch().unwrap().unwrap()), [9]);
     let error = loader.get_batch().unwrap_err().chain();
@@ -202,7 +192,7 @@ fn random_seeds_depend_on_seed_epoch_and_sample_alone() {
             let random = sample.random_seed().cast_signed();
             Ok(sample.write(0, &[index.cast_signed(), random])?)
         });
-        let config = builder(batch_size).workers(workers).seed(seed).shuffle(true).epochs(2);
+        let config = batches_of(batch_size).workers(workers).seed(seed).shuffle(true).epochs(2);
         let loader = AsyncDataLoader::new(dataset, config.build().unwrap()).unwrap();
         loader.start().unwrap();
         let mut seeds = BTreeMap::new();
@@ -231,7 +221,7 @@ fn pulled(len: i64) -> impl DataSource + 'static {
 #[test]
 fn pull_sources_are_delivered_in_order_for_any_workers() {
     for workers in [1, 4] {
-        let config = builder(10).workers(workers).epochs(2).build().unwrap();
+        let config = batches_of(10).workers(workers).epochs(2).build().unwrap();
         let loader = AsyncDataLoader::from_source(pulled(25), config).unwrap();
         loader.start().unwrap();
         let epoch: Vec<Vec<i64>> = vec![(0..10).collect(), (10..20).collect(), (20..25).collect()];
@@ -243,7 +233,7 @@ fn pull_sources_are_delivered_in_order_for_any_workers() {
 
 #[test]
 fn pull_sources_resume_and_drop_the_last_batch() {
-    let config = || builder(10).drop_last(true).epochs(2);
+    let config = || batches_of(10).drop_last(true).epochs(2);
     let start = |config: ConfigBuilder| {
         let loader = AsyncDataLoader::from_source(pulled(25), config.build().unwrap()).unwrap();
         loader.start().unwrap();
@@ -268,20 +258,22 @@ fn a_pull_source_shorter_than_its_state_is_told_so() {
         loader.start().unwrap();
         loader
     };
-    let loader = start(25, builder(5));
+    let loader = start(25, batches_of(5));
     for _ in 0..4 {
         loader.get_batch().unwrap().unwrap();
     }
-    let shorter = start(12, builder(5).resume_from(loader.state()));
+    let shorter = start(12, batches_of(5).resume_from(loader.state()));
     let error = shorter.get_batch().unwrap_err().chain();
     assert!(error.contains("it is at batch 4, the source has only 3"), "{error}");
 }
 
 #[test]
 fn settings_that_need_random_access_are_refused_for_pull_sources() {
-    for config in
-        [builder(2).shuffle(true), builder(2).shard(0, 2), builder(2).last_batch(LastBatch::Pad)]
-    {
+    for config in [
+        batches_of(2).shuffle(true),
+        batches_of(2).shard(0, 2),
+        batches_of(2).last_batch(LastBatch::Pad),
+    ] {
         let error = AsyncDataLoader::from_source(pulled(4), config.build().unwrap()).unwrap_err();
         assert!(error.to_string().contains("needs random access"), "{error}");
     }
@@ -289,7 +281,7 @@ fn settings_that_need_random_access_are_refused_for_pull_sources() {
 
 #[test]
 fn an_endless_loader_goes_on() {
-    let loader = started(10, builder(4).endless());
+    let loader = started(10, batches_of(4).endless());
     for number in 0..100 {
         let batch = loader.get_batch().unwrap().unwrap();
         assert_eq!(batch.epoch(), number / 3);

@@ -7,63 +7,14 @@ use std::sync::{Arc, mpsc};
 use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use batchline::testing::{FaultControl, FaultPlan, faulty_device};
+use batchline::testing::{FaultPlan, faulty_device};
 use batchline::{
-    AsyncDataLoader, AsyncDataLoaderConfig, BoxError, ChannelOrder, CommandBufferPool,
-    ConfigBuilder, Conversion, Custom, DType, DataSource, Dataset, Delivery, Device, Error,
-    ErrorPolicy, FnDataset, Host, HostTensor, IterSource, MemoryLimits, MemoryManager, Sample,
-    SampleMut, SampleSpec, Sampler, StagingBufferPool,
+    AsyncDataLoader, BoxError, ChannelOrder, CommandBufferPool, Conversion, Custom, DType,
+    DataSource, Dataset, Delivery, Device, Error, ErrorPolicy, FnDataset, Host, HostTensor,
+    IterSource, MemoryLimits, MemoryManager, Sample, SampleSpec, Sampler, StagingBufferPool,
 };
 
-fn host() -> MemoryManager {
-    MemoryManager::new(&Device::host())
-}
-
-fn faulty(plan: FaultPlan) -> (MemoryManager, FaultControl) {
-    let (device, control) = faulty_device(plan);
-    (MemoryManager::new(&device), control)
-}
-
-fn numbers(
-    len: u64,
-    read: impl Fn(u64) -> Result<(), BoxError> + Send + Sync + 'static,
-) -> impl Dataset + 'static {
-    let spec = SampleSpec::new(DType::I64, &[]).unwrap();
-    FnDataset::new(len, spec, move |index, sample: &mut SampleMut<'_>| {
-        read(index)?;
-        Ok(sample.write(0, &[index.cast_signed()])?)
-    })
-}
-
-fn builder(memory: &MemoryManager) -> ConfigBuilder {
-    AsyncDataLoaderConfig::builder().batch_size(10).workers(4).memory_manager(memory.clone())
-}
-
-fn start(dataset: impl Dataset + 'static, config: ConfigBuilder) -> AsyncDataLoader {
-    let loader = AsyncDataLoader::new(dataset, config.build().unwrap()).unwrap();
-    loader.start().unwrap();
-    loader
-}
-
-fn start_source(source: impl DataSource + 'static, config: ConfigBuilder) -> AsyncDataLoader {
-    let loader = AsyncDataLoader::from_source(source, config.build().unwrap()).unwrap();
-    loader.start().unwrap();
-    loader
-}
-
-fn spawn<R: Send + 'static>(
-    body: impl FnOnce() -> R + Send + 'static,
-) -> std::thread::JoinHandle<R> {
-    std::thread::Builder::new().name("test".to_owned()).spawn(body).unwrap()
-}
-
-fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited for {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
+use super::*;
 
 /// A view was handed out over memory that a failed submission might still write.
 #[test]
@@ -362,32 +313,49 @@ fn a_recorded_operation_holds_its_batch() {
     assert!(loader.get_batch().unwrap().is_some());
 }
 
-/// `stop` kept a lock that every other call needs; a second one forgot the straggler; its slot
-/// stayed in use when it had returned.
-#[test]
-fn a_stop_that_takes_long_is_in_nobodys_way() {
-    let hold = Arc::new(AtomicBool::new(true));
-    let held = Arc::clone(&hold);
-    let memory = host();
-    let blocked = move |index| {
-        while index >= 50 && held.load(Ordering::SeqCst) {
+/// Numbers of which those from 50 on block until the flag is cleared.
+fn blocking(hold: &Arc<AtomicBool>) -> impl Dataset + 'static {
+    let hold = Arc::clone(hold);
+    numbers(100, move |index| {
+        while index >= 50 && hold.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
-    };
-    let config = builder(&memory).workers(1).stop_timeout(Duration::from_millis(300));
-    let loader = Arc::new(start(numbers(100, blocked), config));
+    })
+}
+
+/// `stop` kept a lock that every other call needs.
+#[test]
+fn a_stop_that_takes_long_is_in_nobodys_way() {
+    let hold = Arc::new(AtomicBool::new(true));
+    let config = builder(&host()).stop_timeout(Duration::from_secs(60));
+    let loader = Arc::new(start(blocking(&hold), config));
     loader.get_batch().unwrap().unwrap();
-    eventually("the worker to block", || loader.stats().batches_produced == 5);
     let other = Arc::clone(&loader);
     let stop = spawn(move || other.stop());
-    std::thread::sleep(Duration::from_millis(50));
-    let before = Instant::now();
+    eventually("the stop to begin", || !loader.stats().is_running);
     assert!(loader.try_get_batch().is_err());
-    let _ = (loader.stats(), loader.state());
-    assert!(before.elapsed() < Duration::from_millis(200), "{:?}", before.elapsed());
-    assert!(matches!(stop.join().unwrap(), Err(Error::Detached { workers: 1, .. })));
-    assert!(matches!(loader.stop(), Err(Error::Detached { workers: 1, .. })));
+    let _ = loader.state();
+    assert!(!stop.is_finished(), "a worker is still inside the source");
+    hold.store(false, Ordering::SeqCst);
+    stop.join().unwrap().unwrap();
+}
+
+/// A second `stop` forgot the straggler, and its slot stayed in use when it had returned.
+#[test]
+fn a_straggler_is_remembered_and_lets_go_of_its_slot() {
+    let hold = Arc::new(AtomicBool::new(true));
+    let memory = host();
+    let config = builder(&memory).workers(1).stop_timeout(Duration::from_millis(20));
+    let loader = start(blocking(&hold), config);
+    // The source blocks in the sixth batch, while the worker has rows of it.
+    for _ in 0..5 {
+        loader.get_batch().unwrap().unwrap();
+    }
+    assert!(matches!(loader.get_batch_timeout(Duration::from_millis(20)), Ok(Delivery::NotYet)));
+    for _ in 0..2 {
+        assert!(matches!(loader.stop(), Err(Error::Detached { workers: 1, .. })));
+    }
     hold.store(false, Ordering::SeqCst);
     eventually("the slot", || memory.stats().device_in_use == 0);
     loader.stop().unwrap();
