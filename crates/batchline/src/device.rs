@@ -90,18 +90,23 @@ impl Device {
 
     /// Every device that can be found, and for each kind without one, why.
     pub fn list() -> Vec<Found> {
-        let mut found = Vec::new();
-        #[cfg(feature = "wgpu")]
-        {
-            let adapters = crate::backend::wgpu::WgpuBackend::adapters();
-            if adapters.is_empty() {
-                let missing = crate::backend::wgpu::WgpuBackend::open(false).err();
-                found.extend(missing.map(Found::Missing));
-            }
-            found.extend(adapters.into_iter().map(Found::Device));
+        let host = Found::Device(HostBackend::new().info().clone());
+        Self::list_wgpu().into_iter().chain([host]).collect()
+    }
+
+    #[cfg(feature = "wgpu")]
+    fn list_wgpu() -> Vec<Found> {
+        let adapters = crate::backend::wgpu::WgpuBackend::adapters();
+        if adapters.is_empty() {
+            let missing = crate::backend::wgpu::WgpuBackend::open(false).err();
+            return missing.into_iter().map(Found::Missing).collect();
         }
-        found.push(Found::Device(HostBackend::new().info().clone()));
-        found
+        adapters.into_iter().map(Found::Device).collect()
+    }
+
+    #[cfg(not(feature = "wgpu"))]
+    fn list_wgpu() -> Vec<Found> {
+        Vec::new()
     }
 
     /// What the device is.

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Wake, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use batchline::testing::{FaultPlan, faulty_device};
 use batchline::{
@@ -313,12 +313,22 @@ fn a_recorded_operation_holds_its_batch() {
     assert!(loader.get_batch().unwrap().is_some());
 }
 
-/// Numbers of which those from 50 on block until the flag is cleared.
-fn blocking(hold: &Arc<AtomicBool>) -> impl Dataset + 'static {
-    let hold = Arc::clone(hold);
+/// A source that does not return until it is let.
+#[derive(Default)]
+struct Block {
+    entered: AtomicBool,
+    open: AtomicBool,
+}
+
+/// Numbers of which those from 50 on block.
+fn blocking(block: &Arc<Block>) -> impl Dataset + 'static {
+    let block = Arc::clone(block);
     numbers(100, move |index| {
-        while index >= 50 && hold.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(1));
+        if index >= 50 {
+            block.entered.store(true, Ordering::SeqCst);
+            while !block.open.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
         Ok(())
     })
@@ -327,17 +337,18 @@ fn blocking(hold: &Arc<AtomicBool>) -> impl Dataset + 'static {
 /// `stop` kept a lock that every other call needs.
 #[test]
 fn a_stop_that_takes_long_is_in_nobodys_way() {
-    let hold = Arc::new(AtomicBool::new(true));
+    let block = Arc::new(Block::default());
     let config = builder(&host()).stop_timeout(Duration::from_secs(60));
-    let loader = Arc::new(start(blocking(&hold), config));
+    let loader = Arc::new(start(blocking(&block), config));
     loader.get_batch().unwrap().unwrap();
+    eventually("the source to block", || block.entered.load(Ordering::SeqCst));
     let other = Arc::clone(&loader);
     let stop = spawn(move || other.stop());
     eventually("the stop to begin", || !loader.stats().is_running);
     assert!(loader.try_get_batch().is_err());
     let _ = loader.state();
     assert!(!stop.is_finished(), "a worker is still inside the source");
-    hold.store(false, Ordering::SeqCst);
+    block.open.store(true, Ordering::SeqCst);
     stop.join().unwrap().unwrap();
 }
 
@@ -356,7 +367,7 @@ fn a_straggler_is_remembered_and_lets_go_of_its_slot() {
     for _ in 0..2 {
         assert!(matches!(loader.stop(), Err(Error::Detached { workers: 1, .. })));
     }
-    hold.store(false, Ordering::SeqCst);
+    block.open.store(true, Ordering::SeqCst);
     eventually("the slot", || memory.stats().device_in_use == 0);
     loader.stop().unwrap();
 }
