@@ -355,15 +355,15 @@ fn a_stop_that_takes_long_is_in_nobodys_way() {
 /// A second `stop` forgot the straggler, and its slot stayed in use when it had returned.
 #[test]
 fn a_straggler_is_remembered_and_lets_go_of_its_slot() {
-    let hold = Arc::new(AtomicBool::new(true));
+    let block = Arc::new(Block::default());
     let memory = host();
     let config = builder(&memory).workers(1).stop_timeout(Duration::from_millis(20));
-    let loader = start(blocking(&hold), config);
-    // The source blocks in the sixth batch, while the worker has rows of it.
+    let loader = start(blocking(&block), config);
+    // It blocks in the sixth batch, while the worker has rows of it.
     for _ in 0..5 {
         loader.get_batch().unwrap().unwrap();
     }
-    assert!(matches!(loader.get_batch_timeout(Duration::from_millis(20)), Ok(Delivery::NotYet)));
+    eventually("the source to block", || block.entered.load(Ordering::SeqCst));
     for _ in 0..2 {
         assert!(matches!(loader.stop(), Err(Error::Detached { workers: 1, .. })));
     }
