@@ -285,11 +285,22 @@ impl DeviceCore {
         if self.health.known_passed(fence) {
             return true;
         }
-        let passed = matches!(self.backend().wait(fence, Duration::ZERO), Ok(true));
-        if passed {
-            self.health.note_passed(fence);
+        match self.backend().wait(fence, Duration::ZERO) {
+            Ok(passed) => {
+                if passed {
+                    self.health.note_passed(fence);
+                }
+                passed
+            }
+            Err(error) => {
+                // Only marked: this is asked under locks that listeners take. The next call to the
+                // backend tells them.
+                if error.is_device_lost() {
+                    self.health.mark_lost(error);
+                }
+                false
+            }
         }
-        passed
     }
 
     /// Calls `listener` when the device is lost; at once if it is already.
