@@ -54,34 +54,48 @@ fn load(options: &RunOptions) -> Result<Outcome, Failure> {
     let device = devices::open(options.device)?;
     let memory = MemoryManager::with_limits(&device, limits(options));
     let loader = AsyncDataLoader::new(dataset, settings.memory_manager(memory).build()?)?;
-    // A place that can't be written is noticed now rather than after hours.
-    save(&loader, options)?;
-
     let mut progress = Progress::new(batches_ahead(&loader, options), options.epochs, options.json);
     let mut checksum = options.checksum.then(Sha256::new);
     let started = Instant::now();
     loader.start()?;
+    // A place that can't be written is noticed now rather than after hours.
+    save(&loader, options)?;
+    let complete = take(&loader, options, &mut progress, checksum.as_mut());
+    let (stats, state) = (loader.stats(), loader.state());
+    // Waits for what is still on its way to the device, too.
+    let stopped = loader.stop().and_then(|()| device.check());
+    let took = started.elapsed();
+    drop(progress);
+    // Whatever happened: what was delivered need not be loaded again.
+    let saved = save(&loader, options);
+    let complete = complete?;
+    stopped?;
+    saved?;
+    let checksum = checksum.map(|checksum| format!("{:x}", checksum.finalize()));
+    Ok(Outcome { len, spec, device, state, stats, took, complete, checksum })
+}
+
+/// Takes the batches, as many as there are or were asked for; whether those were all.
+fn take(
+    loader: &AsyncDataLoader,
+    options: &RunOptions,
+    progress: &mut Progress,
+    mut checksum: Option<&mut Sha256>,
+) -> Result<bool, Failure> {
     let mut left = options.max_batches.map_or(u64::MAX, u64::from);
-    let complete = loop {
-        if left == 0 {
-            break is_over(&loader, options);
-        }
-        let Some(batch) = loader.get_batch()? else { break true };
+    while left > 0 {
+        let Some(batch) = loader.get_batch()? else { return Ok(true) };
         left -= 1;
         progress.note(&batch);
         if let Some(checksum) = &mut checksum {
             add(checksum, &batch)?;
         }
-    };
-    let (stats, state) = (loader.stats(), loader.state());
-    // Waits for what is still on its way to the device, too.
-    loader.stop()?;
-    device.check()?;
-    let took = started.elapsed();
-    drop(progress);
-    save(&loader, options)?;
-    let checksum = checksum.map(|checksum| format!("{:x}", checksum.finalize()));
-    Ok(Outcome { len, spec, device, state, stats, took, complete, checksum })
+        if batch.is_last_in_epoch() {
+            // For a run that is killed.
+            save(loader, options)?;
+        }
+    }
+    Ok(is_over(loader, options))
 }
 
 /// The loader's settings, but for what depends on the data set and the device.

@@ -35,6 +35,8 @@ pub(crate) struct Summary {
     samples: u64,
     /// Bytes of the batches, as they lie on the device.
     bytes: u64,
+    /// Bytes that were copied to the device to get them there.
+    bytes_transferred: u64,
     seconds: f64,
     samples_per_second: f64,
     bytes_per_second: f64,
@@ -102,6 +104,7 @@ impl Summary {
             batches: stats.batches_delivered,
             samples: stats.samples_delivered,
             bytes: stats.bytes_delivered,
+            bytes_transferred: stats.bytes_transferred,
             seconds,
             samples_per_second: per_second(stats.samples_delivered, seconds),
             bytes_per_second: per_second(stats.bytes_delivered, seconds),
@@ -136,7 +139,9 @@ impl fmt::Display for Summary {
         let sample: Vec<String> = self.sample.iter().map(Part::to_string).collect();
         let samples = counted(self.dataset_samples, "sample", "samples");
         writeln!(f, "data set     {}: {samples} of {}", self.dataset, sample.join(", "))?;
-        writeln!(f, "device       {}, path {}", self.device, self.path)?;
+        // On the host the slot that the workers fill is the batch itself.
+        let copied = if self.bytes_transferred == 0 { ", nothing copied" } else { "" };
+        writeln!(f, "device       {}, path {}{copied}", self.device, self.path)?;
         write!(
             f,
             "delivered    {} of up to {}, {}, {}",

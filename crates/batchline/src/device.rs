@@ -51,7 +51,9 @@ impl Device {
 
     /// A wgpu device of your own, so that a renderer or a compute framework shares its memory with
     /// batchline. Don't call `wgpu::Device::destroy` while batchline uses it: wgpu then unmaps
-    /// memory that workers may be writing.
+    /// memory that workers may be writing. Your callbacks on the device and its queue may run on
+    /// batchline's threads; they must not panic nor provoke errors of wgpu, which would count as
+    /// batchline's.
     ///
     /// # Errors
     /// The device lacks what batchline needs, or is lost.
@@ -256,7 +258,8 @@ impl Health {
         self.passed[usize::from(fence.stream)].fetch_max(fence.value, Ordering::AcqRel);
     }
 
-    fn known_passed(&self, fence: Fence) -> bool {
+    /// Whether a fence is known to have passed, without asking the device.
+    pub(crate) fn known_passed(&self, fence: Fence) -> bool {
         fence.value <= self.passed[usize::from(fence.stream)].load(Ordering::Acquire)
     }
 }
@@ -280,7 +283,8 @@ impl DeviceCore {
         if self.reaper.is_current() { Patience::None } else { asked }
     }
 
-    /// Whether a fence has passed. Asks and does not wait.
+    /// Whether a fence has passed. Asks the device, and does not wait for it. A backend may run
+    /// callbacks of the user here.
     pub(crate) fn has_passed(&self, fence: Fence) -> bool {
         if self.health.known_passed(fence) {
             return true;

@@ -111,17 +111,25 @@ impl LoaderState {
     /// # Errors
     /// [`Error::Io`].
     pub fn save(&self, path: &Path) -> Result<()> {
+        // A name of its own: several ranks may save the same state to a folder that they share.
         let mut beside = path.as_os_str().to_owned();
-        beside.push(".new");
+        let moment = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+        beside.push(format!(".{}-{moment:x}.new", std::process::id()));
         let beside = Path::new(&beside);
         let write = || {
-            let mut file = std::fs::File::create(beside)?;
+            let mut file = std::fs::File::create_new(beside)?;
             file.write_all(self.to_json().as_bytes())?;
             // On the disk before the old one goes.
             file.sync_all()
         };
-        write().map_err(|error| Error::io(beside, "write the state", error))?;
-        std::fs::rename(beside, path).map_err(|error| Error::io(path, "replace the state", error))
+        write().map_err(|error| {
+            let _ = std::fs::remove_file(beside);
+            Error::io(path, "write the state", error)
+        })?;
+        std::fs::rename(beside, path).map_err(|error| {
+            let _ = std::fs::remove_file(beside);
+            Error::io(path, "replace the state", error)
+        })
     }
 
     /// Reads a state from a file.

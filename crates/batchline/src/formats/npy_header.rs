@@ -167,6 +167,10 @@ impl<'a> Parser<'a> {
         let (mut dims, mut commas) = (Vec::new(), 0usize);
         while !self.accept(b')') {
             dims.push(self.extent()?);
+            // NumPy's own limit; a header of gigabytes would make a list of gigabytes.
+            if dims.len() > 64 {
+                return Err(format!("the shape at byte {start} has more than 64 dimensions"));
+            }
             if !self.accept(b',') {
                 self.expect(b')')?;
                 break;

@@ -4,7 +4,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::shelf::Block;
+use super::shelf::{Block, Update};
 use crate::backend::{DeviceMemory, Direction, Fence, MAX_STREAMS, StagingMemory};
 use crate::device::DeviceCore;
 use crate::source::TENSOR_ALIGNMENT;
@@ -99,6 +99,10 @@ impl Drop for DeviceBlock {
             if self.core.check().is_err() {
                 break;
             }
+            match self.update() {
+                None => return,
+                Some(update) => update(),
+            }
             if self.is_idle() {
                 return;
             }
@@ -136,7 +140,20 @@ impl Block for DeviceBlock {
     }
 
     fn is_idle(&self) -> bool {
-        self.usage.lock().before_write().all(|fence| self.core.has_passed(fence))
+        self.usage.lock().before_write().all(|fence| self.core.health().known_passed(fence))
+    }
+
+    fn update(&self) -> Option<Update> {
+        if self.is_idle() {
+            return None;
+        }
+        let fences: Vec<Fence> = self.usage.lock().before_write().collect();
+        let core = Arc::clone(&self.core);
+        Some(Box::new(move || {
+            fences.into_iter().for_each(|fence| {
+                core.has_passed(fence);
+            })
+        }))
     }
 }
 

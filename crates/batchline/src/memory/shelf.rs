@@ -18,13 +18,22 @@ pub(crate) trait Block: Send + Sized {
     fn class(&self) -> u8 {
         0
     }
-    /// Whether nothing can be using it any more, so that it may be freed.
+    /// Whether nothing is known to be using it any more, so that it may be freed. Asked under the
+    /// shelf's lock: it must not call into the device.
     fn is_idle(&self) -> bool;
+    /// Something that brings up to date what [`is_idle`](Self::is_idle) knows; called without the
+    /// lock.
+    fn update(&self) -> Option<Update> {
+        None
+    }
     /// Gives it up without freeing it, because something may still be using it.
     fn leak(self) {
         std::mem::forget(self);
     }
 }
+
+/// Asks the device how far it is.
+pub(crate) type Update = Box<dyn FnOnce() + Send>;
 
 /// Blocks that are free to be used again, and the count of all bytes in existence.
 pub(crate) struct Shelf<B> {
@@ -115,6 +124,7 @@ impl<B: Block> Shelf<B> {
     ) -> Result<Lease<B>> {
         let capacity = self.capacity_for(bytes)?;
         let mut state = self.state.lock();
+        let mut updated = false;
         loop {
             if let Some(block) =
                 state.free.get_mut(&(capacity, class)).and_then(VecDeque::pop_front)
@@ -139,6 +149,14 @@ impl<B: Block> Shelf<B> {
                     }
                 };
             }
+            if !updated {
+                // Blocks may have become idle without anybody knowing.
+                updated = true;
+                drop(state);
+                self.update();
+                state = self.state.lock();
+                continue;
+            }
             let Some(left) = patience.left() else {
                 return Err(Error::LimitReached {
                     what: self.what.to_owned(),
@@ -149,7 +167,15 @@ impl<B: Block> Shelf<B> {
                 });
             };
             state = self.returned.wait_at_most(state, left);
+            updated = false;
         }
+    }
+
+    /// Asks the device about the blocks that are free.
+    fn update(&self) {
+        let updates: Vec<Update> =
+            self.state.lock().free.values().flatten().filter_map(Block::update).collect();
+        updates.into_iter().for_each(|update| update());
     }
 
     fn lease(self: &Arc<Self>, block: B) -> Lease<B> {
@@ -166,6 +192,7 @@ impl<B: Block> Shelf<B> {
 
     /// Frees every block that is idle and not lent; returns the bytes.
     pub(crate) fn trim(&self) -> u64 {
+        self.update();
         let mut state = self.state.lock();
         let before = state.counts.cached;
         let evicted = state.evict(0);

@@ -108,6 +108,7 @@ impl Drop for HostView<'_> {
 /// Tells a unified device that an output has become free, unless work on it is still on its way.
 pub(super) fn output_freed(block: &DeviceBlock, device: &Device) {
     let Some(base) = block.memory().host_ptr().filter(|_| device.info().unified) else { return };
+    block.update().into_iter().for_each(|update| update());
     if !block.is_idle() {
         return;
     }

@@ -109,7 +109,7 @@ pub(super) fn plan(
     let affine = spec.is_affine();
     // With one pixel or one channel the two layouts are the same.
     let relayout = spec.source_order != spec.target_order && channels > 1 && pixels > 1;
-    if !affine && !relayout && spec.from == spec.to {
+    if spec.elements == 0 || (!affine && !relayout && spec.from == spec.to) {
         return Ok(Plan::Copy);
     }
 

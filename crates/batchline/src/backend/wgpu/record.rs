@@ -50,10 +50,12 @@ fn try_submit(backend: &WgpuBackend, segment: Segment<'_>, enqueued: &mut bool) 
         }
         Ok(encoder.finish())
     });
-    let commands = commands?;
-    if let Some(error) = error {
+    if error.is_some() {
         // A pipeline may be among what failed.
         *backend.kernels.lock() = Kernels::default();
+    }
+    let commands = commands?;
+    if let Some(error) = error {
         return Err(health.failed("recording commands", error));
     }
 
