@@ -77,3 +77,53 @@ fn skips_before_are_listed_after() {
         assert!(answer.stdout.contains(said), "{said:?} is missing in {}", answer.stdout);
     }
 }
+
+/// An array of unsigned numbers, of which one is too large to be delivered.
+fn array_with_a_bad_sample(folder: &Path, bad: usize) {
+    let mut header =
+        "{'descr': '<u8', 'fortran_order': False, 'shape': (100, 1), }".as_bytes().to_vec();
+    while !(10 + header.len() + 1).is_multiple_of(64) {
+        header.push(b' ');
+    }
+    header.push(b'\n');
+    let mut file = b"\x93NUMPY\x01\x00".to_vec();
+    file.extend(u16::try_from(header.len()).unwrap().to_le_bytes());
+    file.extend(header);
+    for place in 0..100 {
+        let value = if place == bad { u64::MAX } else { place as u64 };
+        file.extend(value.to_le_bytes());
+    }
+    std::fs::write(folder.join("x.npy"), file).unwrap();
+}
+
+#[test]
+fn a_run_that_fails_saves_what_was_delivered() {
+    let folder = tempfile::tempdir().unwrap();
+    array_with_a_bad_sample(folder.path(), 57);
+    let data = folder.path().to_str().unwrap();
+    let state = folder.path().join("state.json");
+    let state = state.to_str().unwrap();
+    let run = ["run", data, "--device", "host", "--batch-size", "10", "--state", state];
+    let failed = batchline(&run);
+    assert_eq!(failed.status, Some(1), "{failed:?}");
+    assert!(failed.stderr.contains("sample 57 in batch 5 of epoch 0"), "{failed:?}");
+    assert_eq!(LoaderState::load(Path::new(state)).unwrap().position, 5);
+    // The bad one is left out now, and nothing is loaded twice.
+    let rest = batchline(&[&run[..], &["--skip-errors", "1", "--json"]].concat());
+    let rest: Value = serde_json::from_str(&rest.stdout).unwrap();
+    assert_eq!(
+        (&rest["batches"], &rest["samples"], &rest["skipped"]),
+        (&5.into(), &49.into(), &1.into())
+    );
+}
+
+#[test]
+fn a_run_that_cannot_start_leaves_no_state() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state.json");
+    let told = state.to_str().unwrap();
+    let refused =
+        batchline(&["run", DIGITS, "--device", "host", "--device-limit", "1KiB", "--state", told]);
+    assert_eq!(refused.status, Some(1), "{refused:?}");
+    assert!(!state.exists(), "the next run would be held to these settings");
+}

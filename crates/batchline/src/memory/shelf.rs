@@ -351,4 +351,44 @@ mod tests {
         assert_eq!((counts.in_use, counts.cached, counts.quarantined), (0, 0, 256));
         assert!(matches!(lend(&shelf, 1024), Err(Error::LimitReached { .. })));
     }
+
+    /// A block in use by a device; asking the device runs a callback of the user's.
+    struct Busy {
+        idle: Arc<std::sync::atomic::AtomicBool>,
+        callback: Mutex<Option<Update>>,
+    }
+
+    impl Block for Busy {
+        fn capacity(&self) -> u64 {
+            256
+        }
+        fn is_idle(&self) -> bool {
+            self.idle.load(std::sync::atomic::Ordering::SeqCst)
+        }
+        fn update(&self) -> Option<Update> {
+            self.callback.lock().take()
+        }
+    }
+
+    #[test]
+    fn the_device_is_asked_without_the_lock() {
+        let shelf: Arc<Shelf<Busy>> = Arc::new(Shelf::new("memory", "limit", 512, 1 << 40));
+        let lend = |class, callback| {
+            let idle = Arc::default();
+            shelf.lend(256, class, Patience::None, |_| {
+                Ok(Busy { idle, callback: Mutex::new(callback) })
+            })
+        };
+        // The callback gives back what it holds, as a callback of the device may.
+        let held = lend(0, None).unwrap();
+        let idle = Arc::clone(&held.idle);
+        let free: Update = Box::new(move || {
+            idle.store(true, std::sync::atomic::Ordering::SeqCst);
+            drop(held);
+        });
+        drop(lend(0, Some(free)).unwrap());
+        // Both blocks are of another class, the first is in use, the second not known to be idle.
+        lend(1, None).unwrap();
+        assert_eq!(shelf.counts().allocations, 3);
+    }
 }
