@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::readback::Arrival;
 use crate::Error;
-use crate::backend::{Command, CommandKind, ConvertSpec, Custom, Region, StagingMemory};
+use crate::backend::{Command, CommandKind, ConvertSpec, Custom, Region};
 use crate::memory::{Handle, StagingLease, Storage, Tensor};
 use crate::staging::StagingBuffer;
 
@@ -97,7 +97,7 @@ impl Operation {
                 Command::Upload { src: src.memory(), src_offset: *src_offset, dst: dst.region() }
             }
             Operation::Download { src, dst, .. } => {
-                let dst: &dyn StagingMemory = &*dst.memory;
+                let dst = dst.memory();
                 Command::Download { src: src.region(), dst, dst_offset: 0 }
             }
             Operation::Copy { src, dst } => Command::Copy { src: src.region(), dst: dst.region() },

@@ -106,7 +106,13 @@ impl Record {
 
     /// Ends a record whose end panicked: what it owned is given up.
     pub(crate) fn abandon(&self, error: Error) {
-        std::mem::forget(self.work.lock().take());
+        let work = self.work.lock().take();
+        if let Some(Work { mut recording, completions }) = work {
+            for operation in recording.operations().drain(..) {
+                contain("a dropped operation", || operation.quarantine(&error));
+            }
+            refuse(completions, &error);
+        }
         self.done_with(Err(error));
     }
 

@@ -93,7 +93,7 @@ impl Drop for DeviceBlock {
     /// Frees the memory once nothing uses it any more, and leaks it where that can't be known or
     /// does not come about.
     fn drop(&mut self) {
-        let memory = self.memory.take();
+        let Some(memory) = self.memory.take() else { return };
         // Asked again and again: another thread may be the one that waits for this device.
         for _ in 0..10_000 {
             if self.core.check().is_err() {
@@ -155,12 +155,18 @@ impl Block for DeviceBlock {
             })
         }))
     }
+
+    fn leak(mut self) {
+        // The memory alone: the block's hold on the device must not keep its threads for ever.
+        std::mem::forget(self.memory.take());
+    }
 }
 
 /// A block of page-locked memory. It is only ever dropped or lent when no segment names it.
 #[derive(Debug)]
 pub(crate) struct StagingBlock {
-    pub(crate) memory: Box<dyn StagingMemory>,
+    /// `None` only while it is being given up.
+    memory: Option<Box<dyn StagingMemory>>,
     direction: Direction,
     capacity: u64,
     /// Last: the device must outlive its memory.
@@ -172,7 +178,11 @@ impl StagingBlock {
         core.check()?;
         let memory = core.health().notice(core.backend().allocate_staging(capacity, direction))?;
         check(core, memory.len() as u64, capacity, Some(memory.ptr()))?;
-        Ok(Self { memory, direction, capacity, _core: Arc::clone(core) })
+        Ok(Self { memory: Some(memory), direction, capacity, _core: Arc::clone(core) })
+    }
+
+    pub(crate) fn memory(&self) -> &dyn StagingMemory {
+        self.memory.as_deref().expect("memory until it is given up")
     }
 }
 
@@ -187,5 +197,9 @@ impl Block for StagingBlock {
 
     fn is_idle(&self) -> bool {
         true
+    }
+
+    fn leak(mut self) {
+        std::mem::forget(self.memory.take());
     }
 }

@@ -26,10 +26,8 @@ pub(crate) trait Block: Send + Sized {
     fn update(&self) -> Option<Update> {
         None
     }
-    /// Gives it up without freeing it, because something may still be using it.
-    fn leak(self) {
-        std::mem::forget(self);
-    }
+    /// Gives its memory up without freeing it, because something may still be using it.
+    fn leak(self);
 }
 
 /// Asks the device how far it is.
@@ -294,6 +292,7 @@ mod tests {
         fn is_idle(&self) -> bool {
             true
         }
+        fn leak(self) {}
     }
 
     fn shelf(limit: u64) -> Arc<Shelf<Plain>> {
@@ -368,6 +367,7 @@ mod tests {
         fn update(&self) -> Option<Update> {
             self.callback.lock().take()
         }
+        fn leak(self) {}
     }
 
     #[test]

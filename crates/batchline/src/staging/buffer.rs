@@ -98,7 +98,7 @@ impl StagingBuffer {
     }
 
     pub(crate) fn memory(&self) -> &dyn StagingMemory {
-        &*self.loan.as_ref().expect("a loan until it is given up").memory
+        self.loan.as_ref().expect("a loan until it is given up").memory()
     }
 
     /// Notes that a submission owns the buffer from now on.
@@ -136,7 +136,7 @@ impl fmt::Debug for StagingBuffer {
 
 /// The first `len` bytes of a download that has arrived.
 pub(crate) fn arrived_bytes(lease: &StagingLease, len: u64) -> &[u8] {
-    let memory = &*lease.memory;
+    let memory = lease.memory();
     let len = usize::try_from(len).unwrap_or(usize::MAX).min(memory.len());
     // SAFETY: valid and initialised by the backend's promise, since the only segment that names it
     // is done; the borrowed lease keeps it, and nobody else has the lease.

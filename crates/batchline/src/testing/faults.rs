@@ -195,6 +195,11 @@ impl FaultControl {
         self.shared.state.lock().submissions
     }
 
+    /// Whether the last handle to the device was dropped, so that its thread ends.
+    pub fn is_closed(&self) -> bool {
+        self.shared.state.lock().closed
+    }
+
     /// Allocations asked for so far.
     pub fn allocations(&self) -> u64 {
         self.shared.state.lock().allocations

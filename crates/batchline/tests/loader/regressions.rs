@@ -52,6 +52,23 @@ fn memory_outlives_the_consumers_work_on_it() {
     assert_eq!(control.mismatches(), 0);
 }
 
+/// Memory that was given up kept the device, and its threads, for ever.
+#[test]
+fn a_lost_device_is_let_go_of() {
+    for panics in [false, true] {
+        let mut plan = FaultPlan::default();
+        let fault = if panics { &mut plan.panic_in_submit } else { &mut plan.fail_after_enqueue };
+        *fault = Some(2);
+        let (memory, control) = faulty(plan);
+        let loader = start(numbers(100, |_| Ok(())), builder(&memory));
+        while loader.get_batch().is_ok_and(|batch| batch.is_some()) {}
+        loader.stop().unwrap();
+        eventually("the quarantine", || memory.stats().quarantined > 0);
+        drop((loader, memory));
+        eventually("the device to go", || control.is_closed());
+    }
+}
+
 struct Bomb;
 
 impl Wake for Bomb {
