@@ -3,9 +3,18 @@
 use std::fmt;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::backend::{Fence, StreamId};
 use crate::memory::{ConsumerQueue, Held, Tensor};
 use crate::{Error, Result, SampleSpec, Submission};
+
+/// One for each tensor of a sample. Up to four, which is what most data sets have, need no
+/// allocation of their own.
+type PerTensor<T> = SmallVec<[T; 4]>;
+
+/// The tensors of a batch.
+pub(crate) type Tensors = PerTensor<Tensor>;
 
 /// A batch on the device, ready for work on the consumer's queue.
 ///
@@ -26,7 +35,7 @@ use crate::{Error, Result, SampleSpec, Submission};
 /// ```
 pub struct GpuBatch {
     /// Input, then the label if there is one, then the weights.
-    tensors: Vec<Tensor>,
+    tensors: Tensors,
     spec: Arc<SampleSpec>,
     about: BatchInfo,
     /// The transfer, where there is one.
@@ -47,7 +56,7 @@ pub(crate) struct BatchInfo {
 
 impl GpuBatch {
     pub(crate) fn new(
-        tensors: Vec<Tensor>,
+        tensors: Tensors,
         spec: Arc<SampleSpec>,
         about: BatchInfo,
         transfer: Option<Submission>,
@@ -61,15 +70,15 @@ impl GpuBatch {
         transfer.wait().err()
     }
 
-    /// The fences that work on the batch must come after.
-    pub(crate) fn written(&self) -> Vec<Fence> {
+    /// The fence that work on the batch must come after.
+    pub(crate) fn written(&self) -> Option<Fence> {
         // All tensors lie in one block.
-        self.tensors[0].storage().block().usage.lock().before_read().collect()
+        self.tensors[0].storage().block().usage.lock().written
     }
 
     /// Notes that work on this consumer's stream may use the batch from now on.
     pub(crate) fn hand_to(&self, stream: StreamId, held: Held) {
-        self.tensors[0].hand_to(stream, held);
+        self.tensors[0].share().hand_to(stream, held);
     }
 
     /// The input: the samples are its first dimension.
@@ -180,7 +189,7 @@ impl fmt::Debug for GpuBatch {
 
 /// A batch as one queue sees it. See [`GpuBatch::bind`].
 pub struct BoundBatch<'b, Q: ConsumerQueue> {
-    tensors: Vec<Q::Handle<'b>>,
+    tensors: PerTensor<Q::Handle<'b>>,
     batch: &'b GpuBatch,
 }
 

@@ -70,7 +70,7 @@ fn enqueue(
     operations: &mut [Operation],
 ) -> Result<Vec<Fence>, SubmitError> {
     for span in operations.iter().flat_map(Operation::writes) {
-        if span.storage.block().usage.lock().views > 0 {
+        if span.block().usage.lock().views > 0 {
             return Err(Error::Borrowed { what: "a tensor".to_owned() }.into());
         }
     }
@@ -108,10 +108,10 @@ fn dependencies(device: &Device, operations: &[Operation], own: Fence) -> Vec<Fe
     };
     for operation in operations {
         for span in operation.reads() {
-            span.storage.block().usage.lock().before_read().for_each(&mut need);
+            span.block().usage.lock().before_read().for_each(&mut need);
         }
         for span in operation.writes() {
-            span.storage.block().usage.lock().before_write().for_each(&mut need);
+            span.block().usage.lock().before_write().for_each(&mut need);
         }
     }
     (0u8..)
@@ -126,10 +126,10 @@ fn dependencies(device: &Device, operations: &[Operation], own: Fence) -> Vec<Fe
 fn note(operations: &[Operation], fence: Fence) {
     for operation in operations {
         for span in operation.reads() {
-            span.storage.block().usage.lock().note_read(fence);
+            span.block().usage.lock().note_read(fence);
         }
         for span in operation.writes() {
-            span.storage.block().usage.lock().note_write(fence);
+            span.block().usage.lock().note_write(fence);
         }
     }
 }

@@ -1,11 +1,9 @@
 //! One recorded operation, with all the memory that it touches.
 
-use std::sync::Arc;
-
 use super::readback::Arrival;
 use crate::Error;
 use crate::backend::{Command, CommandKind, ConvertSpec, Custom, Region};
-use crate::memory::{Handle, StagingLease, Storage, Tensor};
+use crate::memory::{DeviceBlock, Hold, Share, StagingLease, Tensor};
 use crate::staging::StagingBuffer;
 
 /// An operation that was validated when it was recorded. It owns what it touches.
@@ -20,12 +18,12 @@ pub(crate) enum Operation {
 }
 
 /// Bytes of a tensor.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Span {
-    pub(crate) storage: Arc<Storage>,
+    hold: Hold,
     /// The user's share in it, while the operation is only recorded: a batch that it names counts
     /// as held until the operation is in flight.
-    pub(crate) handle: Option<Arc<Handle>>,
+    share: Option<Share>,
     /// First byte in the storage.
     pub(crate) offset: u64,
     pub(crate) len: u64,
@@ -38,18 +36,21 @@ impl Span {
 
     /// `len` bytes from byte `offset` of a tensor on.
     pub(crate) fn part(tensor: &Tensor, offset: u64, len: u64) -> Self {
-        let storage = Arc::clone(tensor.storage());
-        let handle = Some(Arc::clone(tensor.handle()));
-        Self { storage, handle, offset: tensor.offset() + offset, len }
+        let (hold, share) = (tensor.share().hold(), Some(tensor.share().clone()));
+        Self { hold, share, offset: tensor.offset() + offset, len }
+    }
+
+    pub(crate) fn block(&self) -> &DeviceBlock {
+        self.hold.storage().block()
     }
 
     fn region(&self) -> Region<'_> {
-        let memory = self.storage.block().memory();
+        let memory = self.block().memory();
         Region { memory, offset: self.offset, len: self.len }
     }
 
     pub(crate) fn overlaps(&self, other: &Span) -> bool {
-        Arc::ptr_eq(&self.storage, &other.storage)
+        self.hold.is_beside(&other.hold)
             && self.offset < other.offset + other.len
             && other.offset < self.offset + self.len
     }
@@ -120,15 +121,15 @@ impl Operation {
         match self {
             Operation::Upload { src, dst, .. } => {
                 src.take_off();
-                dst.handle = None;
+                dst.share = None;
             }
-            Operation::Fill { dst, .. } => dst.handle = None,
-            Operation::Download { src, .. } => src.handle = None,
+            Operation::Fill { dst, .. } => dst.share = None,
+            Operation::Download { src, .. } => src.share = None,
             Operation::Copy { src, dst } | Operation::Convert { src, dst, .. } => {
-                (src.handle, dst.handle) = (None, None);
+                (src.share, dst.share) = (None, None);
             }
             Operation::Custom { reads, writes, .. } => {
-                reads.iter_mut().chain(writes).for_each(|span| span.handle = None);
+                reads.iter_mut().chain(writes).for_each(|span| span.share = None);
             }
         }
     }
@@ -136,7 +137,7 @@ impl Operation {
     /// Gives up all memory that the operation owns: the device may still be using it.
     pub(crate) fn quarantine(self, error: &Error) {
         for span in self.reads().iter().chain(self.writes()) {
-            span.storage.quarantine();
+            span.hold.storage().quarantine();
         }
         match self {
             Operation::Upload { src, .. } => src.quarantine(),

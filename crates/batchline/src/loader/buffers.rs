@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::config::AsyncDataLoaderConfig;
 use super::slot::Slot;
 use crate::command::{CommandBufferPool, Conversion};
-use crate::memory::{DeviceLease, Patience, Pool};
+use crate::memory::{Patience, Pool, Storage};
 use crate::source::{BatchLayout, SampleSpec};
 use crate::staging::StagingBufferPool;
 use crate::{DType, Error, MemoryManager, Result};
@@ -20,9 +20,9 @@ pub(crate) struct Buffers {
     pub(crate) layout: Arc<BatchLayout>,
     slots: Slots,
     /// Where batches land that are converted from there; on a device with memory of its own.
-    pub(crate) raws: Option<Pool<DeviceLease>>,
+    pub(crate) raws: Option<Pool<Arc<Storage>>>,
     /// What batches are delivered in; `None` where the slot itself is the batch.
-    pub(crate) outputs: Option<Pool<DeviceLease>>,
+    pub(crate) outputs: Option<Pool<Arc<Storage>>>,
     pub(crate) output_layout: BatchLayout,
     pub(crate) convert: Option<(DType, Conversion)>,
     pub(crate) commands: CommandBufferPool,
@@ -31,7 +31,7 @@ pub(crate) struct Buffers {
 #[derive(Debug)]
 enum Slots {
     Staging(StagingBufferPool),
-    Unified(Pool<DeviceLease>),
+    Unified(Pool<Arc<Storage>>),
 }
 
 impl Buffers {
@@ -108,11 +108,10 @@ impl Buffers {
         match &self.slots {
             Slots::Staging(pool) => pool.get_buffer().map(Slot::Staging),
             Slots::Unified(pool) => {
-                let lease = pool.acquire(Patience::Forever, no_more)?;
+                let loan = pool.acquire(Patience::Forever, no_more)?;
                 // Work that the consumer enqueued on the memory may still be on its way.
-                let pending: Vec<_> = lease.usage.lock().before_write().collect();
-                pending.into_iter().try_for_each(|fence| lease.wait(fence))?;
-                Ok(Slot::Unified(lease))
+                loan.block().wait_idle()?;
+                Ok(Slot::Unified(loan))
             }
         }
     }
@@ -154,7 +153,7 @@ impl Buffers {
 /// Blocks of device memory for several pools, which grow together.
 struct Stock<'m> {
     memory: &'m MemoryManager,
-    blocks: [Vec<DeviceLease>; 3],
+    blocks: [Vec<Arc<Storage>>; 3],
     most: [usize; 3],
 }
 
@@ -171,7 +170,7 @@ impl Stock<'_> {
             }
             match self.memory.block(bytes, Patience::None) {
                 Ok(block) => {
-                    blocks.push(block);
+                    blocks.push(Storage::new(block, self.memory));
                     grown = true;
                 }
                 Err(Error::LimitReached { .. }) if !blocks.is_empty() => *most = blocks.len(),
@@ -184,6 +183,6 @@ impl Stock<'_> {
 
 /// What a stocked pool makes new: nothing. It comes to that only when a block was given up, on a
 /// device that is lost.
-pub(super) fn no_more() -> Result<DeviceLease> {
+pub(super) fn no_more() -> Result<Arc<Storage>> {
     Err(Error::Closed { what: "pool of a lost device" })
 }

@@ -30,9 +30,10 @@ pub(crate) enum Ending {
 
 /// What [`Deliver::take`] finds.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "it is moved once; a box would be made each time")]
 pub(crate) enum Taken<R = Ready> {
     /// The next batch, which counts as held from now on.
-    Ready(Box<R>, Held),
+    Ready(R, Held),
     NotYet,
     Over(Ending),
 }
@@ -136,7 +137,7 @@ impl<R> Deliver<R> {
                     // Others that wait learn that nothing can come.
                     self.wake(state);
                 }
-                return Ok(Taken::Ready(Box::new(ready), held));
+                return Ok(Taken::Ready(ready, held));
             }
             if let Some(ending) = &state.ending {
                 return Ok(Taken::Over(ending.clone()));
@@ -184,7 +185,7 @@ mod loom_tests {
             };
             for expected in [1, 2] {
                 match deliver.take(Patience::Forever, None, |_| {}).unwrap() {
-                    Taken::Ready(value, _) => assert_eq!(*value, expected),
+                    Taken::Ready(value, _) => assert_eq!(value, expected),
                     other => panic!("{other:?}"),
                 }
             }
@@ -212,7 +213,7 @@ mod loom_tests {
                 })
             };
             match deliver.take(Patience::Forever, None, |_| {}).unwrap() {
-                Taken::Ready(value, _) => assert_eq!(*value, 1),
+                Taken::Ready(value, _) => assert_eq!(value, 1),
                 Taken::Over(Ending::Failed(_)) => {}
                 other => panic!("{other:?}"),
             }

@@ -227,7 +227,7 @@ impl Pipeline {
         let patience = self.config.memory.device().core().patience(patience);
         let taken = self.deliver.take(patience, waker, |ready| self.advance(ready));
         let delivery = match taken {
-            Ok(Taken::Ready(ready, held)) => self.hand_over(*ready, held),
+            Ok(Taken::Ready(ready, held)) => self.hand_over(ready, held),
             Ok(Taken::NotYet) => Ok(Delivery::NotYet),
             Ok(Taken::Over(Ending::End)) => {
                 let trailing = std::mem::take(&mut *self.trailing.lock());
@@ -262,7 +262,7 @@ impl Pipeline {
         let written = batch.written();
         let ordered = core
             .check()
-            .and_then(|()| core.health().notice(core.backend().consumer_after(stream, &written)));
+            .and_then(|()| core.health().notice(core.backend().consumer_after(stream, written.as_slice())));
         if let Err(source) = ordered {
             return Err(self.refuse(place, source));
         }

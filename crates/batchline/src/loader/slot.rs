@@ -4,7 +4,7 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::memory::{DeviceLease, Loan};
+use crate::memory::{Loan, Storage};
 use crate::source::{BatchLayout, Rows};
 use crate::staging::StagingBuffer;
 
@@ -14,7 +14,7 @@ pub(crate) enum Slot {
     /// Page-locked memory; the batch is copied from it to the device.
     Staging(StagingBuffer),
     /// Memory of a unified device, which is the batch itself or what it is converted from.
-    Unified(Loan<DeviceLease>),
+    Unified(Loan<Arc<Storage>>),
 }
 
 /// Memory that a ticket can be filled in.
@@ -27,8 +27,9 @@ impl Fillable for Slot {
     fn base(&self) -> NonNull<u8> {
         match self {
             Slot::Staging(buffer) => buffer.base(),
-            Slot::Unified(lease) => {
-                lease.memory().host_ptr().expect("a unified device's memory is the host's")
+            Slot::Unified(loan) => {
+                let memory = loan.block().memory();
+                memory.host_ptr().expect("a unified device's memory is the host's")
             }
         }
     }

@@ -10,9 +10,9 @@ use super::deliver::{Ending, Ready};
 use super::pipeline::Pipeline;
 use super::slot::Slot;
 use super::ticket::{SkippedRow, Ticket};
-use crate::batch::BatchInfo;
+use crate::batch::{BatchInfo, Tensors};
 use crate::command::Submission;
-use crate::memory::{Handle, Home, Patience, Storage, Tensor};
+use crate::memory::{Patience, Share, Tensor};
 use crate::source::BatchLayout;
 use crate::stats::{Doing, Lap};
 use crate::{DType, Error, GpuBatch, Result, Shape, Skipped};
@@ -117,30 +117,30 @@ impl Pipeline {
         slot: Slot,
         rows: u64,
         lap: &mut Lap<'_>,
-    ) -> Result<(Arc<Handle>, Option<Submission>)> {
+    ) -> Result<(Share, Option<Submission>)> {
         let buffers = self.buffers();
         let memory = &self.config.memory;
-        let block =
-            |lease| Handle::new(Arc::new(Storage::new(Home::Output(lease), memory.clone())));
         let Some(outputs) = &buffers.outputs else {
-            let Slot::Unified(lease) = slot else {
+            let Slot::Unified(loan) = slot else {
                 unreachable!("only a unified device goes without outputs")
             };
-            return Ok((block(lease), None));
+            return Ok((Share::lent(loan), None));
         };
         lap.spent(Doing::Working);
-        let output = block(outputs.acquire(Patience::Forever, no_more)?);
+        let output = Share::lent(outputs.acquire(Patience::Forever, no_more)?);
         let mut commands = buffers.commands.get_buffer()?;
         let raw = match (&slot, &buffers.raws) {
-            (Slot::Staging(_), Some(raws)) => block(raws.acquire(Patience::Forever, no_more)?),
-            _ => Arc::clone(&output),
+            (Slot::Staging(_), Some(raws)) => {
+                Share::lent(raws.acquire(Patience::Forever, no_more)?)
+            }
+            _ => output.clone(),
         };
         lap.spent(Doing::WaitingForRoom);
         if rows == 0 {
             return Ok((output, None));
         }
         let raw = match slot {
-            Slot::Unified(lease) => block(lease),
+            Slot::Unified(loan) => Share::lent(loan),
             Slot::Staging(buffer) => {
                 // One copy for all tensors. Between them it carries bytes of no meaning.
                 let last = buffers.layout.parts.last().expect("an input at least");
@@ -167,17 +167,17 @@ impl Pipeline {
 }
 
 /// The tensors of a batch of so many rows.
-fn views(block: &Arc<Handle>, layout: &BatchLayout, rows: u64) -> Result<Vec<Tensor>> {
+fn views(share: &Share, layout: &BatchLayout, rows: u64) -> Result<Tensors> {
     let view = |part: &crate::source::Part| {
         let shape = part.shape.batched(rows)?;
-        Ok(Tensor::new(Arc::clone(block), part.offset, shape, part.dtype))
+        Ok(Tensor::new(share.clone(), part.offset, shape, part.dtype))
     };
     layout.parts.iter().map(view).collect()
 }
 
 /// All bytes of a batch.
-fn whole(block: &Arc<Handle>, bytes: u64) -> Result<Tensor> {
-    Ok(Tensor::new(Arc::clone(block), 0, Shape::new(&[bytes])?, DType::U8))
+fn whole(share: &Share, bytes: u64) -> Result<Tensor> {
+    Ok(Tensor::new(share.clone(), 0, Shape::new(&[bytes])?, DType::U8))
 }
 
 /// Moves rows together over those that are left out.

@@ -83,9 +83,18 @@ impl DeviceBlock {
         self.memory.as_deref().expect("memory until it is dropped")
     }
 
-    /// Waits, on the host, for a fence of the block's device.
-    pub(crate) fn wait(&self, fence: Fence) -> Result<()> {
-        if self.core.has_passed(fence) { Ok(()) } else { self.core.health().wait(fence) }
+    /// Waits, on the host, until nothing on the device uses the block.
+    pub(crate) fn wait_idle(&self) -> Result<()> {
+        while let Some(fence) = self.pending() {
+            self.core.health().wait(fence)?;
+        }
+        Ok(())
+    }
+
+    /// A fence of those that use the block, unless all are known to have passed.
+    fn pending(&self) -> Option<Fence> {
+        let known = |fence: &Fence| self.core.health().known_passed(*fence);
+        self.usage.lock().before_write().find(|fence| !known(fence))
     }
 }
 
@@ -140,7 +149,7 @@ impl Block for DeviceBlock {
     }
 
     fn is_idle(&self) -> bool {
-        self.usage.lock().before_write().all(|fence| self.core.health().known_passed(fence))
+        self.pending().is_none()
     }
 
     fn update(&self) -> Option<Update> {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::block::{DeviceBlock, StagingBlock};
 use super::pool::Patience;
 use super::shelf::{Lease, Shelf};
-use super::tensor::{Handle, Home, Storage, Tensor};
+use super::storage::{Share, Storage};
+use super::tensor::Tensor;
 use crate::backend::Direction;
 use crate::{DType, Device, Element, Error, Result, Shape};
 
@@ -136,8 +137,7 @@ impl MemoryManager {
         let shape = Shape::new(shape)?;
         let bytes = shape.bytes(dtype)?;
         let block = self.block(bytes, Patience::None)?;
-        let storage = Storage::new(Home::Shelf(block), self.clone());
-        Ok(Tensor::new(Handle::new(Arc::new(storage)), 0, shape, dtype))
+        Ok(Tensor::new(Share::new(Storage::new(block, self)), 0, shape, dtype))
     }
 
     /// A tensor of these elements. Returns when they are on the device.

@@ -4,6 +4,7 @@ mod block;
 mod manager;
 mod pool;
 mod shelf;
+mod storage;
 mod tensor;
 mod view;
 
@@ -13,6 +14,7 @@ pub use tensor::Tensor;
 pub use view::WgpuBinding;
 pub use view::{ConsumerQueue, Host, HostView};
 
-pub(crate) use manager::{DeviceLease, StagingLease};
+pub(crate) use block::DeviceBlock;
+pub(crate) use manager::StagingLease;
 pub(crate) use pool::{Loan, Patience, Pool};
-pub(crate) use tensor::{Handle, Held, Home, Storage};
+pub(crate) use storage::{Held, Hold, Share, Storage};

@@ -1,14 +1,10 @@
 //! Tensors: shapes on pooled device memory, reference-counted.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 
-use super::block::DeviceBlock;
-use super::manager::{DeviceLease, MemoryManager};
-use super::pool::Loan;
-use super::view::{ConsumerQueue, Host, output_freed};
-use crate::backend::StreamId;
+use super::manager::MemoryManager;
+use super::storage::{Share, Storage};
+use super::view::{ConsumerQueue, Host};
 use crate::command::{CommandBuffer, Conversion};
 use crate::staging::StagingBufferPool;
 use crate::{DType, Device, Element, Error, Result, Shape};
@@ -26,140 +22,29 @@ use crate::{DType, Device, Element, Error, Result, Shape};
 /// ```
 #[derive(Clone)]
 pub struct Tensor {
-    handle: Arc<Handle>,
+    share: Share,
     /// First byte in the storage, a multiple of 256.
     offset: u64,
     shape: Shape,
     dtype: DType,
 }
 
-/// A block of device memory and where it goes when nobody has it any more: no tensor, and no
-/// operation in flight.
-#[derive(Debug)]
-pub(crate) struct Storage {
-    /// `None` only while it is being dropped.
-    home: Option<Home>,
-    /// Whether the device may go on using the block for ever.
-    quarantined: AtomicBool,
-    memory: MemoryManager,
-}
-
-/// The users' share in a block: what all tensors of a batch have in common. Operations in flight
-/// hold the storage itself.
-#[derive(Debug)]
-pub(crate) struct Handle {
-    storage: Arc<Storage>,
-    /// The consumer that a batch was handed to.
-    consumer: OnceLock<Consumer>,
-}
-
-/// A consumer's hold on a batch.
-#[derive(Debug)]
-struct Consumer {
-    /// Where its work runs. On the last drop the position of that stream is noted, and the block's
-    /// next writer comes after it.
-    stream: StreamId,
-    /// Counts the batch among those that the consumer holds.
-    _held: Held,
-}
-
-/// Who lent a block.
-#[derive(Debug)]
-pub(crate) enum Home {
-    /// The memory manager.
-    Shelf(DeviceLease),
-    /// A loader, for one of its outputs.
-    Output(Loan<DeviceLease>),
-}
-
-/// Counts one more while it exists.
-#[derive(Debug)]
-pub(crate) struct Held(Arc<AtomicUsize>);
-
-impl Held {
-    pub(crate) fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(count))
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl Storage {
-    pub(crate) fn new(home: Home, memory: MemoryManager) -> Self {
-        Self { home: Some(home), quarantined: AtomicBool::new(false), memory }
-    }
-
-    pub(crate) fn block(&self) -> &DeviceBlock {
-        match self.home.as_ref().expect("a home until it is dropped") {
-            Home::Shelf(lease) => lease,
-            Home::Output(loan) => loan,
-        }
-    }
-
-    /// Gives the block up: it will be neither used again nor freed.
-    pub(crate) fn quarantine(&self) {
-        self.quarantined.store(true, Ordering::Release);
-    }
-}
-
-impl Drop for Storage {
-    fn drop(&mut self) {
-        // A view borrows its tensor, so none is left; one that was forgotten must not count on.
-        self.block().usage.lock().views = 0;
-        let Some(home) = self.home.take() else { return };
-        match (home, self.quarantined.load(Ordering::Acquire)) {
-            (Home::Output(loan), false) => output_freed(&loan, self.memory.device()),
-            (Home::Shelf(_), false) => {}
-            (Home::Shelf(lease), true) => lease.quarantine(),
-            (Home::Output(loan), true) => loan.keep().quarantine(),
-        }
-    }
-}
-
-impl Handle {
-    pub(crate) fn new(storage: Arc<Storage>) -> Arc<Self> {
-        Arc::new(Self { storage, consumer: OnceLock::new() })
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        let Some(Consumer { stream, .. }) = self.consumer.get() else { return };
-        let core = self.storage.memory.device().core();
-        match core.health().notice(core.backend().consumer_position(*stream)) {
-            Ok(fence) => self.storage.block().usage.lock().note_read(fence),
-            Err(_) => self.storage.quarantine(),
-        }
-    }
-}
-
 impl Tensor {
-    pub(crate) fn new(handle: Arc<Handle>, offset: u64, shape: Shape, dtype: DType) -> Self {
-        Self { handle, offset, shape, dtype }
+    pub(crate) fn new(share: Share, offset: u64, shape: Shape, dtype: DType) -> Self {
+        Self { share, offset, shape, dtype }
     }
 
-    pub(crate) fn storage(&self) -> &Arc<Storage> {
-        &self.handle.storage
+    /// The user's part in the memory, which the tensors of a batch have in common.
+    pub(crate) fn share(&self) -> &Share {
+        &self.share
     }
 
-    pub(crate) fn handle(&self) -> &Arc<Handle> {
-        &self.handle
+    pub(crate) fn storage(&self) -> &Storage {
+        self.share.storage()
     }
 
     fn memory(&self) -> &MemoryManager {
-        &self.handle.storage.memory
-    }
-
-    /// Notes that work on this consumer's stream may use the tensor, and those that share its
-    /// memory, from now on.
-    pub(crate) fn hand_to(&self, stream: StreamId, held: Held) {
-        let first = self.handle.consumer.set(Consumer { stream, _held: held });
-        debug_assert!(first.is_ok(), "a batch was handed out twice");
+        self.storage().memory()
     }
 
     pub(crate) fn offset(&self) -> u64 {

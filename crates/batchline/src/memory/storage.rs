@@ -1,0 +1,240 @@
+//! A block of device memory, and who has a part in it: tensors of users, operations in flight.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::block::DeviceBlock;
+use super::manager::{DeviceLease, MemoryManager};
+use super::pool::Loan;
+use super::view::output_freed;
+use crate::backend::StreamId;
+use crate::sync::{Mutex, MutexGuard};
+
+/// A block of device memory. It goes home when nobody has it any more: no [`Share`] of a user, and
+/// no [`Hold`] of an operation in flight.
+#[derive(Debug)]
+pub(crate) struct Storage {
+    /// `None` only while it is being dropped.
+    block: Option<DeviceLease>,
+    memory: MemoryManager,
+    parts: Mutex<Parts>,
+}
+
+/// Who has a part in a block.
+#[derive(Debug, Default)]
+struct Parts {
+    shares: usize,
+    holds: usize,
+    /// The consumer that the shares were handed to, as a batch.
+    consumer: Option<Consumer>,
+    /// The way back to its pool, for memory of a loader. It holds the storage itself, so the last
+    /// part takes it out.
+    loan: Option<Loan<Arc<Storage>>>,
+    /// Whether the device may go on using the block for ever.
+    quarantined: bool,
+}
+
+/// A consumer's hold on a batch.
+#[derive(Debug)]
+struct Consumer {
+    /// Where its work runs. On the last drop the position of that stream is noted, and the block's
+    /// next writer comes after it.
+    stream: StreamId,
+    /// Counts the batch among those that the consumer holds.
+    _held: Held,
+}
+
+/// Counts one more while it exists.
+#[derive(Debug)]
+pub(crate) struct Held(Arc<AtomicUsize>);
+
+impl Held {
+    pub(crate) fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Storage {
+    pub(crate) fn new(block: DeviceLease, memory: &MemoryManager) -> Arc<Self> {
+        let (block, memory) = (Some(block), memory.clone());
+        Arc::new(Self { block, memory, parts: Mutex::new(Parts::default()) })
+    }
+
+    pub(crate) fn block(&self) -> &DeviceBlock {
+        self.block.as_ref().expect("a block until it is dropped")
+    }
+
+    pub(crate) fn memory(&self) -> &MemoryManager {
+        &self.memory
+    }
+
+    /// Gives the block up: it will be neither used again nor freed.
+    pub(crate) fn quarantine(&self) {
+        self.parts.lock().quarantined = true;
+    }
+
+    /// After a part was given back, under the same lock: sends the memory home if it was the last.
+    fn settle(&self, mut parts: MutexGuard<'_, Parts>) {
+        if parts.shares > 0 || parts.holds > 0 {
+            return;
+        }
+        let (loan, quarantined) = (parts.loan.take(), parts.quarantined);
+        drop(parts);
+        // A view borrows its tensor, so none is left; one that was forgotten must not count on.
+        self.block().usage.lock().views = 0;
+        // A block of no pool goes home with the storage.
+        let Some(loan) = loan else { return };
+        if quarantined {
+            drop(loan.keep());
+        } else {
+            output_freed(self.block(), self.memory.device());
+        }
+    }
+}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        let quarantined = self.parts.lock().quarantined;
+        if let Some(block) = self.block.take().filter(|_| quarantined) {
+            block.quarantine();
+        }
+    }
+}
+
+/// A user's part in a block, which all tensors of a batch have.
+#[derive(Debug)]
+pub(crate) struct Share(Arc<Storage>);
+
+impl Share {
+    pub(crate) fn new(storage: Arc<Storage>) -> Self {
+        storage.parts.lock().shares += 1;
+        Self(storage)
+    }
+
+    /// The first share in memory that a loader's pool lends; the last part returns the loan.
+    pub(crate) fn lent(loan: Loan<Arc<Storage>>) -> Self {
+        let share = Self::new(Arc::clone(&loan));
+        share.0.parts.lock().loan = Some(loan);
+        share
+    }
+
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.0
+    }
+
+    /// Notes that work on this consumer's stream may use the block from now on.
+    pub(crate) fn hand_to(&self, stream: StreamId, held: Held) {
+        let before = self.0.parts.lock().consumer.replace(Consumer { stream, _held: held });
+        debug_assert!(before.is_none(), "a batch was handed out twice");
+    }
+
+    /// A part for an operation.
+    pub(crate) fn hold(&self) -> Hold {
+        self.0.parts.lock().holds += 1;
+        Hold(Arc::clone(&self.0))
+    }
+}
+
+impl Clone for Share {
+    fn clone(&self) -> Self {
+        Self::new(Arc::clone(&self.0))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let storage = &*self.0;
+        let mut parts = storage.parts.lock();
+        // The last share: nobody can clone it meanwhile, and it counts until the position is noted.
+        let consumer = if parts.shares == 1 { parts.consumer.take() } else { None };
+        if let Some(Consumer { stream, _held }) = consumer {
+            drop(parts);
+            let core = storage.memory.device().core();
+            match core.health().notice(core.backend().consumer_position(stream)) {
+                Ok(fence) => storage.block().usage.lock().note_read(fence),
+                Err(_) => storage.quarantine(),
+            }
+            parts = storage.parts.lock();
+        }
+        parts.shares -= 1;
+        storage.settle(parts);
+    }
+}
+
+/// The part of an operation in a block, until the device is done with it.
+#[derive(Debug)]
+pub(crate) struct Hold(Arc<Storage>);
+
+impl Hold {
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.0
+    }
+
+    /// Whether both are parts in one block.
+    pub(crate) fn is_beside(&self, other: &Hold) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut parts = self.0.parts.lock();
+        parts.holds -= 1;
+        self.0.settle(parts);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::thread;
+
+    use super::*;
+    use crate::memory::{Patience, Pool};
+    use crate::{Device, MemoryManager};
+
+    /// A tensor is dropped while an operation ends, and the next batch waits for the memory: it
+    /// comes home once, and only after both.
+    #[test]
+    fn loom_the_last_part_returns_the_memory() {
+        loom::model(|| {
+            let memory = MemoryManager::new(&Device::host());
+            let block = memory.block(16, Patience::None).unwrap();
+            let pool = Pool::stocked("outputs", vec![Storage::new(block, &memory)]);
+            let none = || unreachable!("a stocked pool makes nothing");
+            let share = Share::lent(pool.acquire(Patience::None, none).unwrap());
+            let hold = share.hold();
+            let parts = Arc::new(AtomicUsize::new(2));
+            let user = {
+                let parts = Arc::clone(&parts);
+                thread::spawn(move || {
+                    let clone = share.clone();
+                    drop(share);
+                    parts.fetch_sub(1, Ordering::AcqRel);
+                    drop(clone);
+                })
+            };
+            let reaper = {
+                let parts = Arc::clone(&parts);
+                thread::spawn(move || {
+                    parts.fetch_sub(1, Ordering::AcqRel);
+                    drop(hold);
+                })
+            };
+            let next = pool.acquire(Patience::Forever, none).unwrap();
+            assert_eq!(parts.load(Ordering::Acquire), 0);
+            let share = Share::lent(next);
+            user.join().unwrap();
+            reaper.join().unwrap();
+            assert_eq!(pool.counts().in_use, 1);
+            drop(share);
+            assert_eq!(pool.counts().available, 1);
+        });
+    }
+}
