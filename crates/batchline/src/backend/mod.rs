@@ -21,6 +21,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use memory::{DeviceMemory, Direction, StagingMemory};
@@ -219,9 +220,9 @@ pub struct ConvertSpec {
     /// Where the target has its channels.
     pub target_order: ChannelOrder,
     /// Factor per channel.
-    pub scale: Vec<f32>,
+    pub scale: Arc<[f32]>,
     /// Summand per channel, added after the factor.
-    pub bias: Vec<f32>,
+    pub bias: Arc<[f32]>,
 }
 
 /// Where the channels of an image are.
@@ -298,15 +299,23 @@ pub struct HostCustom<'a> {
 }
 
 /// Commands for one stream, in order.
-#[derive(Debug)]
-pub struct Segment<'a> {
+pub struct Segment<'s, 'm> {
     /// The stream and the number that this segment gets on it.
     pub fence: Fence,
     /// Fences of other streams which must have passed, on the device, before the first command
     /// starts.
-    pub after: &'a [Fence],
+    pub after: &'s [Fence],
     /// The commands.
-    pub commands: Vec<Command<'a>>,
+    pub commands: &'s mut dyn Iterator<Item = Command<'m>>,
+}
+
+impl fmt::Debug for Segment<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Segment")
+            .field("fence", &self.fence)
+            .field("after", &self.after)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why a segment was not submitted.
@@ -364,7 +373,7 @@ pub unsafe trait Backend: Any + fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// See [`SubmitError`].
-    fn submit(&self, segment: Segment<'_>) -> Result<(), SubmitError>;
+    fn submit(&self, segment: Segment<'_, '_>) -> Result<(), SubmitError>;
 
     /// Waits until the fence has passed; false when it had not within `timeout`. With a zero
     /// timeout it asks and does not wait, and may be called by any thread; else it is called by

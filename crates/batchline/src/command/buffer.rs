@@ -236,7 +236,7 @@ impl CommandBuffer {
         let from = Span::of(src);
         let to = self.span(WHAT, dst, 0, dst.byte_len())?;
         check_apart(WHAT, &from, &to)?;
-        self.record(Operation::Convert { src: from, dst: to, spec: Box::new(spec) })
+        self.record(Operation::Convert { src: from, dst: to, spec })
     }
 
     /// The user's own work, in order with the rest. It must not touch tensors that it does not

@@ -1,8 +1,10 @@
 //! What a conversion between tensors is to do.
 
+use std::sync::Arc;
+
 use crate::backend::{ChannelOrder, ConvertSpec};
 use crate::memory::Tensor;
-use crate::{DType, Error, Result, Shape};
+use crate::{DType, Error, MAX_RANK, Result, Shape};
 
 /// How elements become those of another tensor: the type follows from the target; scale and bias
 /// per channel, and a change of the channels' place, can be added.
@@ -16,8 +18,8 @@ use crate::{DType, Error, Result, Shape};
 /// ```
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Conversion {
-    scale: Vec<f32>,
-    bias: Vec<f32>,
+    scale: Arc<[f32]>,
+    bias: Arc<[f32]>,
     order: Option<(ChannelOrder, ChannelOrder)>,
     order_of_scale: Option<ChannelOrder>,
 }
@@ -33,7 +35,7 @@ impl Conversion {
     /// all channels.
     #[must_use]
     pub fn scale_and_bias(mut self, scale: &[f32], bias: &[f32]) -> Self {
-        (self.scale, self.bias) = (scale.to_vec(), bias.to_vec());
+        (self.scale, self.bias) = (scale.into(), bias.into());
         self
     }
 
@@ -68,14 +70,24 @@ impl Conversion {
     /// Channels are to be moved in a tensor of less than three dimensions.
     pub fn shape(&self, shape: Shape) -> Result<Shape> {
         let Some((from, to)) = self.order else { return Ok(shape) };
-        let mut dims = shape.dims().to_vec();
+        let mut dims = [0; MAX_RANK];
+        let dims = &mut dims[..shape.rank()];
+        dims.copy_from_slice(shape.dims());
         let image = dims.len().checked_sub(3).ok_or_else(|| no_image(shape))?;
         match (from, to) {
             (ChannelOrder::Nhwc, ChannelOrder::Nchw) => dims[image..].rotate_right(1),
             (ChannelOrder::Nchw, ChannelOrder::Nhwc) => dims[image..].rotate_left(1),
             _ => {}
         }
-        Shape::new(&dims)
+        Shape::new(dims)
+    }
+
+    /// The same conversion, with an entry for each channel of a tensor of this shape. Making the
+    /// instructions for such tensors allocates nothing then.
+    pub(crate) fn fitted(mut self, from: DType, to: DType, shape: Shape) -> Result<Self> {
+        let spec = self.spec_for(from, to, shape)?;
+        (self.scale, self.bias) = (spec.scale, spec.bias);
+        Ok(self)
     }
 
     /// The checked instructions for a backend.
@@ -117,7 +129,7 @@ impl Conversion {
         if self.scale.iter().any(|scale| !scale.is_finite()) {
             return refuse("a scale must be finite (a std must not be 0)".to_owned());
         }
-        let (mut scale, mut bias) = (self.scale.clone(), self.bias.clone());
+        let (mut scale, mut bias) = (Arc::clone(&self.scale), Arc::clone(&self.bias));
         match scale.len() as u64 {
             0 => {}
             entries if entries == channels => {}
@@ -126,7 +138,8 @@ impl Conversion {
                 const MOST: u64 = 1 << 20;
                 if channels <= MOST {
                     let channels = usize::try_from(channels).unwrap_or(0);
-                    (scale, bias) = (vec![scale[0]; channels], vec![bias[0]; channels]);
+                    scale = std::iter::repeat_n(scale[0], channels).collect();
+                    bias = std::iter::repeat_n(bias[0], channels).collect();
                 } else if self.order.is_some() {
                     return refuse(format!("{channels} channels of {shape} are more than {MOST}"));
                 }

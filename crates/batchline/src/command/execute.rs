@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::operation::Operation;
-use super::submission::{Progress, Record, Submission, Work, refuse};
+use super::submission::{Fences, Progress, Submission, Work, refuse};
 use crate::backend::{Fence, MAX_STREAMS, Segment, SubmitError};
 use crate::device::{Device, SubmitState};
 use crate::{Error, Result};
@@ -26,7 +26,7 @@ pub(crate) fn execute(device: &Device, mut work: Work) -> Result<Submission> {
         }
     };
     work.recording.take_off();
-    let record = Record::new(work);
+    let record = core.reaper.record(work);
     if let Err(error) = core.reaper.link(&record, core.health()) {
         drop(submit);
         record.finish(Err(error.clone()), false);
@@ -68,14 +68,14 @@ fn enqueue(
     device: &Device,
     submit: &mut SubmitState,
     operations: &mut [Operation],
-) -> Result<Vec<Fence>, SubmitError> {
+) -> Result<Fences, SubmitError> {
     for span in operations.iter().flat_map(Operation::writes) {
         if span.block().usage.lock().views > 0 {
             return Err(Error::Borrowed { what: "a tensor".to_owned() }.into());
         }
     }
     let backend = device.core().backend();
-    let mut ends: Vec<Fence> = Vec::new();
+    let mut ends = Fences::new();
     let mut rest = operations;
     while let Some(first) = rest.first() {
         let stream = backend.stream_of(first.kind());
@@ -85,7 +85,7 @@ fn enqueue(
 
         let fence = Fence { stream, value: submit.last[usize::from(stream)] + 1 };
         let after = dependencies(device, run, fence);
-        let commands = run.iter_mut().map(Operation::command).collect();
+        let commands = &mut run.iter_mut().map(Operation::command);
         backend.submit(Segment { fence, after: &after, commands }).map_err(|mut error| {
             // What is enqueued of this record already can't be called back.
             error.enqueued |= !ends.is_empty();
@@ -99,8 +99,8 @@ fn enqueue(
     Ok(ends)
 }
 
-/// The fences of other streams that the operations must come after: at most one per stream.
-fn dependencies(device: &Device, operations: &[Operation], own: Fence) -> Vec<Fence> {
+/// The fences of other streams that the operations must come after.
+fn dependencies(device: &Device, operations: &[Operation], own: Fence) -> Fences {
     let mut latest = [0u64; MAX_STREAMS];
     let mut need = |fence: Fence| {
         let value = &mut latest[usize::from(fence.stream)];

@@ -13,7 +13,7 @@ pub(crate) enum Operation {
     Download { src: Span, dst: StagingLease, arrive: Arrival },
     Copy { src: Span, dst: Span },
     Fill { dst: Span, element: [u8; 8], size: usize },
-    Convert { src: Span, dst: Span, spec: Box<ConvertSpec> },
+    Convert { src: Span, dst: Span, spec: ConvertSpec },
     Custom { work: Option<Custom>, reads: Vec<Span>, writes: Vec<Span> },
 }
 

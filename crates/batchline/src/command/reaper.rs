@@ -6,10 +6,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{JoinHandle, ThreadId};
 
-use super::submission::{Progress, Record};
+use super::submission::{Progress, Record, Work};
 use crate::device::Health;
 use crate::sync::{Condvar, Mutex, spawn_named};
 use crate::{Error, Result};
+
+/// Records that are done and kept to be used again.
+const SPENT: usize = 64;
 
 /// What is in flight, and the thread that watches it. The thread starts with the first submission.
 pub(crate) struct Reaper {
@@ -19,6 +22,8 @@ pub(crate) struct Reaper {
 
 struct Queue {
     state: Mutex<State>,
+    /// Records that are done, oldest first. Handles of users may still name them.
+    spent: Mutex<VecDeque<Arc<Record>>>,
     /// Signalled when a record was linked, has left `Recorded`, or the queue was closed.
     changed: Condvar,
 }
@@ -32,6 +37,18 @@ struct State {
 impl Reaper {
     pub(crate) fn new() -> Self {
         Self { queue: Arc::new(Queue::new()), thread: Mutex::new(None) }
+    }
+
+    /// A record of this work: a spent one that nobody has a handle to, else a new one.
+    pub(crate) fn record(&self, work: Work) -> Arc<Record> {
+        let mut spent = self.queue.spent.lock();
+        match spent.front_mut().and_then(Arc::get_mut) {
+            Some(record) => {
+                record.reuse(work);
+                spent.pop_front().expect("it was there above")
+            }
+            None => Record::new(work),
+        }
     }
 
     /// Links a record, before the driver hears of it.
@@ -82,7 +99,7 @@ impl Drop for Reaper {
 impl Queue {
     fn new() -> Self {
         let state = Mutex::new(State { records: VecDeque::new(), closed: false });
-        Self { state, changed: Condvar::new() }
+        Self { state, spent: Mutex::new(VecDeque::new()), changed: Condvar::new() }
     }
 
     fn push(&self, record: &Arc<Record>) {
@@ -112,7 +129,16 @@ impl Queue {
                 record.abandon(error);
             }
             self.state.lock().records.pop_front();
+            self.keep(record);
         }
+    }
+
+    fn keep(&self, record: Arc<Record>) {
+        let mut spent = self.spent.lock();
+        if spent.len() == SPENT {
+            spent.pop_front();
+        }
+        spent.push_back(record);
     }
 
     /// The record in front, once it has left `Recorded`; `None` when all is over.
@@ -167,7 +193,7 @@ mod loom_tests {
             };
             let record = Record::of_nothing();
             queue.push(&record);
-            record.set_progress(Progress::InFlight(Vec::new()));
+            record.set_progress(Progress::InFlight(Default::default()));
             queue.notify();
             record.wait_done();
             queue.close();

@@ -10,10 +10,15 @@ use std::time::Duration;
 
 use super::buffer::Recording;
 use super::operation::Operation;
-use crate::backend::Fence;
+use smallvec::SmallVec;
+
+use crate::backend::{Fence, MAX_STREAMS};
 use crate::memory::Patience;
 use crate::sync::{Condvar, Mutex};
 use crate::{Error, Result};
+
+/// At most one fence per stream.
+pub(crate) type Fences = SmallVec<[Fence; MAX_STREAMS]>;
 
 /// Called once when an operation or a command buffer is done, with its error if there was one.
 pub(crate) type Completion = Box<dyn FnOnce(Result<()>) + Send>;
@@ -54,7 +59,7 @@ pub(crate) enum Progress {
     /// Linked; the driver is being called.
     Recorded,
     /// The device works on it until all these fences have passed.
-    InFlight(Vec<Fence>),
+    InFlight(Fences),
     /// It never reached the device.
     Refused(Error),
     /// Part of it may have reached the device, which can't be known: its memory is given up.
@@ -71,6 +76,12 @@ impl Record {
             work: Mutex::new(Some(work)),
             reaper: Mutex::new(None),
         })
+    }
+
+    /// Makes a record that is done ready for other work.
+    pub(crate) fn reuse(&mut self, work: Work) {
+        *self.state.lock() = State { progress: Progress::Recorded, wakers: Vec::new() };
+        *self.work.lock() = Some(work);
     }
 
     pub(crate) fn progress(&self) -> Progress {

@@ -10,7 +10,7 @@ use crate::command::{CommandBufferPool, Conversion};
 use crate::memory::{Patience, Pool, Storage};
 use crate::source::{BatchLayout, SampleSpec};
 use crate::staging::StagingBufferPool;
-use crate::{DType, Error, MemoryManager, Result};
+use crate::{Error, MemoryManager, Result};
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -24,7 +24,8 @@ pub(crate) struct Buffers {
     /// What batches are delivered in; `None` where the slot itself is the batch.
     pub(crate) outputs: Option<Pool<Arc<Storage>>>,
     pub(crate) output_layout: BatchLayout,
-    pub(crate) convert: Option<(DType, Conversion)>,
+    /// What the device makes of the input.
+    pub(crate) convert: Option<Conversion>,
     pub(crate) commands: CommandBufferPool,
 }
 
@@ -49,14 +50,16 @@ impl Buffers {
         for (_, shape) in &tensors {
             shape.batched(config.batch_size)?;
         }
+        let mut convert = None;
         if let Some((dtype, conversion)) = &config.convert {
             let (from, shape) = tensors[0];
-            let fits = conversion.spec_for(from, *dtype, shape.batched(1)?);
-            fits.map_err(|error| {
+            let fitted = conversion.clone().fitted(from, *dtype, shape.batched(1)?);
+            let fitted = fitted.map_err(|error| {
                 let problem = format!("does not suit inputs of {from} {shape} ({error})");
                 Error::config("convert", problem, "give one mean and std, or one per channel")
             })?;
             tensors[0] = (*dtype, conversion.shape(shape)?);
+            convert = Some(fitted);
         }
         let output_layout = BatchLayout::of(tensors.into_iter(), config.batch_size)?;
 
@@ -64,7 +67,6 @@ impl Buffers {
         let (ahead, delivered) = (config.prefetch_depth, config.prefetch_depth + config.max_held);
         let mut stock = Stock { memory, blocks: Default::default(), most: [0; 3] };
         let (in_bytes, out_bytes) = (layout.bytes, output_layout.bytes);
-        let convert = config.convert.is_some();
         let staging = if unified {
             None
         } else {
@@ -72,10 +74,10 @@ impl Buffers {
             Some(StagingBufferPool::with_buffer_size(memory, ahead.min(fitting), in_bytes)?)
         };
         // Slots, raw batches and outputs of device memory.
-        let (slots, raws, outputs) = match (unified, convert) {
+        let (slots, raws, outputs) = match (unified, convert.is_some()) {
             (true, false) => (delivered, 0, 0),
             (true, true) => (ahead.min(2), 0, delivered),
-            (false, convert) => (0, if convert { 2 } else { 0 }, delivered),
+            (false, converts) => (0, if converts { 2 } else { 0 }, delivered),
         };
         stock.most = [slots, raws, outputs];
         let bytes = [in_bytes, in_bytes, out_bytes];
@@ -95,7 +97,7 @@ impl Buffers {
             raws,
             outputs,
             output_layout,
-            convert: config.convert.clone(),
+            convert,
             commands: CommandBufferPool::new(memory, delivered)?,
         })
     }

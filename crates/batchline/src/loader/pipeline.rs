@@ -260,9 +260,9 @@ impl Pipeline {
         let core = self.config.memory.device().core();
         let stream = core.backend().consumer_stream();
         let written = batch.written();
-        let ordered = core
-            .check()
-            .and_then(|()| core.health().notice(core.backend().consumer_after(stream, written.as_slice())));
+        let ordered = core.check().and_then(|()| {
+            core.health().notice(core.backend().consumer_after(stream, written.as_slice()))
+        });
         if let Err(source) = ordered {
             return Err(self.refuse(place, source));
         }

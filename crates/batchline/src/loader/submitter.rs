@@ -154,7 +154,7 @@ impl Pipeline {
                 raw
             }
         };
-        if let Some((_, conversion)) = &buffers.convert {
+        if let Some(conversion) = &buffers.convert {
             let from = views(&raw, &buffers.layout, rows)?;
             let to = views(&output, &buffers.output_layout, rows)?;
             commands.convert(&from[0], &to[0], conversion)?;

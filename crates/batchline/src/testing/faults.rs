@@ -354,7 +354,7 @@ unsafe impl Backend for FaultyBackend {
         CONSUMER
     }
 
-    fn submit(&self, segment: Segment<'_>) -> Result<(), SubmitError> {
+    fn submit(&self, segment: Segment<'_, '_>) -> Result<(), SubmitError> {
         let Segment { fence, after, commands } = segment;
         let mut state = self.shared.state.lock();
         state.submissions += 1;
@@ -372,7 +372,7 @@ unsafe impl Backend for FaultyBackend {
             return Err(failure().into());
         }
         assert!(plan.panic_in_submit != number, "a test made the driver panic");
-        let jobs = commands.into_iter().map(Job::new).collect::<Result<_>>()?;
+        let jobs = commands.map(Job::new).collect::<Result<_>>()?;
         let (value, after) = (fence.value, after.to_vec());
         let queued = Queued { value, after, work: Work::Jobs(jobs) };
         state.streams[usize::from(fence.stream)].push_back(queued);

@@ -67,7 +67,7 @@ unsafe impl Backend for HostBackend {
         0
     }
 
-    fn submit(&self, segment: Segment<'_>) -> Result<(), SubmitError> {
+    fn submit(&self, segment: Segment<'_, '_>) -> Result<(), SubmitError> {
         for command in segment.commands {
             let job = Job::new(command)?;
             // SAFETY: it runs before `submit` returns, while the segment borrows all its memory;

@@ -186,7 +186,7 @@ fn factors(spec: &ConvertSpec, channels: u64) -> Result<Vec<u32>> {
         let problem = format!("{scales} scales and {biases} biases for {channels} channels");
         return Err(refused(problem));
     }
-    Ok(spec.scale.iter().chain(&spec.bias).map(|factor| factor.to_bits()).collect())
+    Ok(spec.scale.iter().chain(&spec.bias[..]).map(|factor| factor.to_bits()).collect())
 }
 
 fn word(number: u64) -> Result<u32> {
@@ -210,8 +210,8 @@ mod tests {
             pixels,
             source_order: ChannelOrder::Nhwc,
             target_order: ChannelOrder::Nchw,
-            scale: Vec::new(),
-            bias: Vec::new(),
+            scale: [].into(),
+            bias: [].into(),
         }
     }
 
@@ -250,8 +250,8 @@ mod tests {
     fn the_place_in_the_image_goes_on_over_chunks() {
         let mut spec = spec(50_000, 3, 1);
         spec.target_order = ChannelOrder::Nhwc;
-        spec.scale = vec![1.0; 3];
-        spec.bias = vec![0.0; 3];
+        spec.scale = [1.0; 3].into();
+        spec.bias = [0.0; 3].into();
         for chunk in chunks(10_000, &spec).unwrap() {
             assert_eq!(u64::from(chunk.place), chunk.first % 3);
         }

@@ -185,7 +185,7 @@ unsafe impl Backend for WgpuBackend {
         0
     }
 
-    fn submit(&self, segment: Segment<'_>) -> Result<(), SubmitError> {
+    fn submit(&self, segment: Segment<'_, '_>) -> Result<(), SubmitError> {
         record::submit(self, segment)
     }
 

@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// Bytes of the buffer that copies within one buffer go through: wgpu refuses the direct way.
 const DETOUR: u64 = 4 << 20;
 
-pub(super) fn submit(backend: &WgpuBackend, segment: Segment<'_>) -> Result<(), SubmitError> {
+pub(super) fn submit(backend: &WgpuBackend, segment: Segment<'_, '_>) -> Result<(), SubmitError> {
     backend.health.check()?;
     backend.health.take_stray()?;
     if segment.fence.stream != 0 {
@@ -38,7 +38,7 @@ pub(super) fn submit(backend: &WgpuBackend, segment: Segment<'_>) -> Result<(), 
 }
 
 /// `enqueued` tells of an error whether something may have reached the device.
-fn try_submit(backend: &WgpuBackend, segment: Segment<'_>, enqueued: &mut bool) -> Result<()> {
+fn try_submit(backend: &WgpuBackend, segment: Segment<'_, '_>, enqueued: &mut bool) -> Result<()> {
     let (device, health) = (&backend.device, &*backend.health);
     let mut recorder = Recorder { backend, staging: Vec::new() };
     let (commands, error) = scoped(device, || -> Result<_> {

@@ -35,6 +35,7 @@ fn bench() -> Option<Bench> {
 impl Bench {
     fn submit(&mut self, commands: Vec<Command<'_>>) -> Result<Fence, SubmitError> {
         let fence = Fence { stream: 0, value: self.value + 1 };
+        let commands = &mut commands.into_iter();
         self.backend.submit(Segment { fence, after: &[], commands })?;
         self.value += 1;
         Ok(fence)
@@ -334,8 +335,8 @@ fn plain(from: DType, to: DType, elements: u64) -> ConvertSpec {
         pixels: 1,
         source_order: ChannelOrder::Nhwc,
         target_order: ChannelOrder::Nhwc,
-        scale: Vec::new(),
-        bias: Vec::new(),
+        scale: [].into(),
+        bias: [].into(),
     }
 }
 
@@ -468,8 +469,8 @@ fn half_precision_exhaustively() {
     for from in [DType::F16, DType::BF16] {
         for scale in [None, Some(1.0), Some(0.7), Some(5.9e-38), Some(0.99999994)] {
             let mut spec = plain(from, DType::F32, 1 << 16);
-            spec.scale.extend(scale);
-            spec.bias.extend(scale.map(|_| -0.0));
+            spec.scale = scale.into_iter().collect();
+            spec.bias = scale.iter().map(|_| -0.0).collect();
             let (from, to) = (region(&*src, 0, 1 << 17), region(&*dst, 0, 1 << 18));
             bench.run(vec![Command::Convert { src: from, dst: to, spec: &spec }]);
             let mut expected = vec![0; 1 << 18];
@@ -723,7 +724,8 @@ fn one_submits_while_another_waits() {
             let fence = Fence { stream: 0, value: *value };
             let upload =
                 Command::Upload { src: up, src_offset: 0, dst: region(&*memory, 0, 1 << 16) };
-            backend.submit(Segment { fence, after: &[], commands: vec![upload] }).unwrap();
+            let commands = &mut std::iter::once(upload);
+            backend.submit(Segment { fence, after: &[], commands }).unwrap();
             send.send(fence).unwrap();
         }
         drop(send);

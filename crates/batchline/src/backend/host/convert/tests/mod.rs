@@ -2,6 +2,8 @@
 
 #![allow(clippy::cast_possible_truncation, reason = "bits are cut to size throughout")]
 
+use std::sync::Arc;
+
 use super::*;
 
 /// A number as it is: `(-1)^negative * significand * 2^exponent`.
@@ -173,8 +175,8 @@ fn plain(from: DType, to: DType, elements: u64) -> ConvertSpec {
         pixels: 1,
         source_order: ChannelOrder::Nhwc,
         target_order: ChannelOrder::Nhwc,
-        scale: Vec::new(),
-        bias: Vec::new(),
+        scale: [].into(),
+        bias: [].into(),
     }
 }
 
@@ -366,7 +368,7 @@ fn f32_all_over() {
 }
 
 /// Factors and summands that pass through all ranges, zeros, subnormals and what isn't finite.
-fn factors(channels: u64) -> (Vec<f32>, Vec<f32>) {
+fn factors(channels: u64) -> (Arc<[f32]>, Arc<[f32]>) {
     let scale = [0.017_124_753, 1.0, -3.5, 1e-40, f32::MIN_POSITIVE, 0.0, 1e38, f32::INFINITY];
     let bias = [-2.117_904, 0.0, -0.0, f32::MIN_POSITIVE, 1e-40, -1e-38, f32::NAN, 0.5, 1e38];
     let entries = channels as usize;
@@ -396,8 +398,8 @@ fn the_affine_map_rounds_and_flushes_at_each_step() {
 #[test]
 fn flushing_looks_at_the_rounded_number() {
     let mut spec = plain(DType::F32, DType::F32, 4);
-    spec.scale = vec![0.5];
-    spec.bias = vec![0.0];
+    spec.scale = [0.5].into();
+    spec.bias = [0.0].into();
     let least = f32::MIN_POSITIVE;
     // 2^-126 (2 - 2^-23) / 2 rounds up to 2^-126, which is not flushed.
     let src = [least * (2.0 - f32::EPSILON), least * 1.5, -least, -least * 2.0];
@@ -406,7 +408,7 @@ fn flushing_looks_at_the_rounded_number() {
     assert_eq!(dst, [least, 0.0, 0.0, -least]);
     // A zero product keeps its sign, but a sum with +0 does not.
     assert!(dst[2].is_sign_positive());
-    spec.bias = vec![-0.0];
+    spec.bias = [-0.0].into();
     convert(bytemuck::cast_slice(&src), bytemuck::cast_slice_mut(&mut dst), &spec);
     assert!(dst[2] == 0.0 && dst[2].is_sign_negative());
 }
