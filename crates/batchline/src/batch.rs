@@ -7,14 +7,8 @@ use smallvec::SmallVec;
 
 use crate::backend::{Fence, StreamId};
 use crate::memory::{ConsumerQueue, Held, Tensor};
+use crate::sync::Mutex;
 use crate::{Error, Result, SampleSpec, Submission};
-
-/// One for each tensor of a sample. Up to four, which is what most data sets have, need no
-/// allocation of their own.
-type PerTensor<T> = SmallVec<[T; 4]>;
-
-/// The tensors of a batch.
-pub(crate) type Tensors = PerTensor<Tensor>;
 
 /// A batch on the device, ready for work on the consumer's queue.
 ///
@@ -35,11 +29,30 @@ pub(crate) type Tensors = PerTensor<Tensor>;
 /// ```
 pub struct GpuBatch {
     /// Input, then the label if there is one, then the weights.
-    tensors: Tensors,
+    tensors: Vec<Tensor>,
     spec: Arc<SampleSpec>,
     about: BatchInfo,
     /// The transfer, where there is one.
     transfer: Option<Submission>,
+    /// Where the emptied list of tensors goes.
+    lists: Arc<Lists>,
+}
+
+/// Lists of tensors whose batches are gone, kept for the next ones.
+#[derive(Debug, Default)]
+pub(crate) struct Lists(Mutex<Vec<Vec<Tensor>>>);
+
+impl Lists {
+    /// An empty list, with room from its last use.
+    pub(crate) fn take(&self) -> Vec<Tensor> {
+        self.0.lock().pop().unwrap_or_default()
+    }
+
+    fn keep(&self, mut list: Vec<Tensor>) {
+        // Not under the lock: memory may go home.
+        list.clear();
+        self.0.lock().push(list);
+    }
 }
 
 /// Where a batch comes from.
@@ -56,12 +69,13 @@ pub(crate) struct BatchInfo {
 
 impl GpuBatch {
     pub(crate) fn new(
-        tensors: Tensors,
+        tensors: Vec<Tensor>,
         spec: Arc<SampleSpec>,
         about: BatchInfo,
         transfer: Option<Submission>,
+        lists: &Arc<Lists>,
     ) -> Self {
-        Self { tensors, spec, about, transfer }
+        Self { tensors, spec, about, transfer, lists: Arc::clone(lists) }
     }
 
     /// What became of the transfer, if it is over and failed.
@@ -178,6 +192,12 @@ impl GpuBatch {
     }
 }
 
+impl Drop for GpuBatch {
+    fn drop(&mut self) {
+        self.lists.keep(std::mem::take(&mut self.tensors));
+    }
+}
+
 impl fmt::Debug for GpuBatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GpuBatch")
@@ -189,7 +209,8 @@ impl fmt::Debug for GpuBatch {
 
 /// A batch as one queue sees it. See [`GpuBatch::bind`].
 pub struct BoundBatch<'b, Q: ConsumerQueue> {
-    tensors: PerTensor<Q::Handle<'b>>,
+    /// Up to four, which is what most data sets have, need no allocation.
+    tensors: SmallVec<[Q::Handle<'b>; 4]>,
     batch: &'b GpuBatch,
 }
 

@@ -16,6 +16,8 @@ use std::sync as imp;
 
 use std::time::{Duration, Instant};
 
+use imp::atomic::{AtomicUsize, Ordering};
+
 pub(crate) use imp::MutexGuard;
 
 /// A mutual-exclusion lock without lock poisoning.
@@ -32,17 +34,26 @@ impl<T> Mutex<T> {
     }
 }
 
-/// A condition variable for [`Mutex`].
+/// A condition variable for [`Mutex`], which must be the same one at every wait. Who notifies has
+/// changed the condition under that lock; where nobody waits, it is no call of the system.
 #[derive(Debug, Default)]
-pub(crate) struct Condvar(imp::Condvar);
+pub(crate) struct Condvar {
+    inner: imp::Condvar,
+    /// Threads that wait. It is changed under the lock, so whoever changes the condition after such
+    /// a thread has looked at it finds the thread counted.
+    waiting: AtomicUsize,
+}
 
 impl Condvar {
     pub(crate) fn new() -> Self {
-        Self(imp::Condvar::new())
+        Self { inner: imp::Condvar::new(), waiting: AtomicUsize::new(0) }
     }
 
     pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-        self.0.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let guard = self.inner.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        guard
     }
 
     /// Waits at most `timeout`; callers look at their own condition and clock afterwards.
@@ -51,7 +62,11 @@ impl Condvar {
         guard: MutexGuard<'a, T>,
         timeout: Duration,
     ) -> MutexGuard<'a, T> {
-        self.0.wait_timeout(guard, timeout).unwrap_or_else(std::sync::PoisonError::into_inner).0
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let waited = self.inner.wait_timeout(guard, timeout);
+        let guard = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        guard
     }
 
     /// Waits, at most for `timeout` where there is one.
@@ -67,11 +82,15 @@ impl Condvar {
     }
 
     pub(crate) fn notify_one(&self) {
-        self.0.notify_one();
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.inner.notify_one();
+        }
     }
 
     pub(crate) fn notify_all(&self) {
-        self.0.notify_all();
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.inner.notify_all();
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::config::AsyncDataLoaderConfig;
 use super::slot::Slot;
+use crate::batch::Lists;
 use crate::command::{CommandBufferPool, Conversion};
 use crate::memory::{Patience, Pool, Storage};
 use crate::source::{BatchLayout, SampleSpec};
@@ -27,6 +28,8 @@ pub(crate) struct Buffers {
     /// What the device makes of the input.
     pub(crate) convert: Option<Conversion>,
     pub(crate) commands: CommandBufferPool,
+    /// For the batches' tensors.
+    pub(crate) lists: Arc<Lists>,
 }
 
 #[derive(Debug)]
@@ -99,6 +102,7 @@ impl Buffers {
             output_layout,
             convert,
             commands: CommandBufferPool::new(memory, delivered)?,
+            lists: Arc::default(),
         })
     }
 

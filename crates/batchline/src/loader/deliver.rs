@@ -30,7 +30,6 @@ pub(crate) enum Ending {
 
 /// What [`Deliver::take`] finds.
 #[derive(Debug)]
-#[allow(clippy::large_enum_variant, reason = "it is moved once; a box would be made each time")]
 pub(crate) enum Taken<R = Ready> {
     /// The next batch, which counts as held from now on.
     Ready(R, Held),

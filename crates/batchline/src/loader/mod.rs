@@ -36,7 +36,6 @@ use crate::{Error, GpuBatch, LoaderState, MemoryManager, Result};
 /// What there was when the consumer asked.
 #[derive(Debug)]
 #[allow(
-    clippy::large_enum_variant,
     reason = "it is taken apart at once; a box would be made each time"
 )]
 pub enum Delivery {

@@ -10,10 +10,10 @@ use super::deliver::{Ending, Ready};
 use super::pipeline::Pipeline;
 use super::slot::Slot;
 use super::ticket::{SkippedRow, Ticket};
-use crate::batch::{BatchInfo, Tensors};
+use crate::batch::BatchInfo;
 use crate::command::Submission;
 use crate::memory::{Patience, Share, Tensor};
-use crate::source::BatchLayout;
+use crate::source::{BatchLayout, Part};
 use crate::stats::{Doing, Lap};
 use crate::{DType, Error, GpuBatch, Result, Shape, Skipped};
 
@@ -90,8 +90,12 @@ impl Pipeline {
             rows,
             padding,
         };
-        let tensors = views(&output, &buffers.output_layout, rows)?;
-        let batch = GpuBatch::new(tensors, Arc::clone(&buffers.spec), about, transfer);
+        let mut tensors = buffers.lists.take();
+        for part in &buffers.output_layout.parts {
+            tensors.push(view(&output, part, rows)?);
+        }
+        let spec = Arc::clone(&buffers.spec);
+        let batch = GpuBatch::new(tensors, spec, about, transfer, &buffers.lists);
         Ok(Ready { batch, place, skipped })
     }
 
@@ -155,24 +159,23 @@ impl Pipeline {
             }
         };
         if let Some(conversion) = &buffers.convert {
-            let from = views(&raw, &buffers.layout, rows)?;
-            let to = views(&output, &buffers.output_layout, rows)?;
-            commands.convert(&from[0], &to[0], conversion)?;
-            for (from, to) in from.iter().zip(&to).skip(1) {
-                commands.copy(from, to)?;
+            let pairs = buffers.layout.parts.iter().zip(&buffers.output_layout.parts);
+            for (number, (from, to)) in pairs.enumerate() {
+                let (from, to) = (view(&raw, from, rows)?, view(&output, to, rows)?);
+                match number {
+                    0 => commands.convert(&from, &to, conversion)?,
+                    _ => commands.copy(&from, &to)?,
+                }
             }
         }
         Ok((output, Some(commands.execute()?)))
     }
 }
 
-/// The tensors of a batch of so many rows.
-fn views(share: &Share, layout: &BatchLayout, rows: u64) -> Result<Tensors> {
-    let view = |part: &crate::source::Part| {
-        let shape = part.shape.batched(rows)?;
-        Ok(Tensor::new(share.clone(), part.offset, shape, part.dtype))
-    };
-    layout.parts.iter().map(view).collect()
+/// One tensor of a batch of so many rows.
+fn view(share: &Share, part: &Part, rows: u64) -> Result<Tensor> {
+    let shape = part.shape.batched(rows)?;
+    Ok(Tensor::new(share.clone(), part.offset, shape, part.dtype))
 }
 
 /// All bytes of a batch.
