@@ -35,9 +35,6 @@ use crate::{Error, GpuBatch, LoaderState, MemoryManager, Result};
 
 /// What there was when the consumer asked.
 #[derive(Debug)]
-#[allow(
-    reason = "it is taken apart at once; a box would be made each time"
-)]
 pub enum Delivery {
     /// The next batch.
     Ready(GpuBatch),
