@@ -23,6 +23,7 @@ unsafe_files=(
     "crates/batchline/src/memory/view.rs: slices of memory that a tensor keeps alive"
     "crates/batchline/src/source/window.rs: disjoint windows of one batch"
     "crates/batchline/src/staging/buffer.rs: slices of page-locked memory"
+    "crates/batchline/tests/allocations.rs: an allocator that counts"
     "crates/batchline/src/testing/faults.rs: works on memory by address, as a device does"
 )
 

@@ -38,12 +38,17 @@ pub struct GpuBatch {
     lists: Arc<Lists>,
 }
 
-/// Lists of tensors whose batches are gone, kept for the next ones.
-#[derive(Debug, Default)]
+/// Lists of tensors, kept from batch to batch.
+#[derive(Debug)]
 pub(crate) struct Lists(Mutex<Vec<Vec<Tensor>>>);
 
 impl Lists {
-    /// An empty list, with room from its last use.
+    /// So many lists, each with room for the tensors of a batch.
+    pub(crate) fn new(batches: usize, tensors: usize) -> Self {
+        Self(Mutex::new((0..batches).map(|_| Vec::with_capacity(tensors)).collect()))
+    }
+
+    /// An empty list.
     pub(crate) fn take(&self) -> Vec<Tensor> {
         self.0.lock().pop().unwrap_or_default()
     }

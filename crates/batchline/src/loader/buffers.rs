@@ -87,6 +87,7 @@ impl Buffers {
         // One of each first, or there is no way through; then as many as are asked for and fit.
         while stock.grow(bytes)? | staging.as_ref().map_or(Ok(false), StagingBufferPool::grow)? {}
         let [slots, raws, outputs] = stock.blocks;
+        let count = slots.len().max(outputs.len());
         let slots = match staging {
             Some(pool) => Slots::Staging(pool),
             None => Slots::Unified(Pool::stocked("slots", slots)),
@@ -102,7 +103,8 @@ impl Buffers {
             output_layout,
             convert,
             commands: CommandBufferPool::new(memory, delivered)?,
-            lists: Arc::default(),
+            // One more, as a batch that is dropped gives its memory back before its list.
+            lists: Arc::new(Lists::new(count + 1, spec.tensors().len())),
         })
     }
 

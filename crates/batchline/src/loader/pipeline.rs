@@ -90,9 +90,11 @@ impl Pipeline {
         let resume = config.resume.as_ref();
         let (epoch, position) = resume.map_or((0, 0), |state| (state.epoch, state.position));
         let skipped = resume.map_or_else(Vec::new, |state| state.skipped.clone());
+        // No more than that; slots are at most as many.
+        let outputs = config.prefetch_depth + config.max_held;
         let pipeline = Arc::new(Self {
-            ring: Ring::new(),
-            deliver: Deliver::new(config.prefetch_depth + config.max_held, config.max_held),
+            ring: Ring::new(outputs),
+            deliver: Deliver::new(outputs, config.max_held),
             buffers: OnceLock::new(),
             opener: Mutex::new(Opener { epoch, batch: position, ..Opener::default() }),
             threads: Threads::default(),

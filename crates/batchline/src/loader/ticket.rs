@@ -104,10 +104,11 @@ struct State<S> {
 }
 
 impl<S: Fillable> Ring<S> {
-    pub(crate) fn new() -> Self {
+    /// A ring for at most `slots` tickets at a time.
+    pub(crate) fn new(slots: usize) -> Self {
         Self {
             state: Mutex::new(State {
-                tickets: VecDeque::new(),
+                tickets: VecDeque::with_capacity(slots.min(1024)),
                 front: 0,
                 opening: false,
                 ended: false,
@@ -359,7 +360,7 @@ mod loom_tests {
         fn new(slots: usize) -> Arc<Self> {
             let spec = SampleSpec::new(DType::U8, &[]).unwrap();
             Arc::new(Self {
-                ring: Ring::new(),
+                ring: Ring::new(slots),
                 slots: Pool::new("slots", slots),
                 next: Mutex::new(0),
                 layout: Arc::new(BatchLayout::new(&spec, ROWS).unwrap()),

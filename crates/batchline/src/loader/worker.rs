@@ -26,8 +26,10 @@ impl Pipeline {
         let mut lap = Lap::start(&self.counters.workers);
         // Rows that are claimed at once. One at first, until it is known how long one takes.
         let mut most = 1;
+        // No more than a share of the batch, so that all workers have some of it.
+        let share = (self.config.batch_size / (2 * self.config.workers as u64)).max(1);
         // The samples of a claim; kept, so that nothing is allocated per claim.
-        let mut indices = Vec::new();
+        let mut indices = Vec::with_capacity(usize::try_from(share).unwrap_or(0));
         loop {
             let task = self.ring.next_task(most);
             lap.spent(Doing::WaitingForRoom);
@@ -53,10 +55,8 @@ impl Pipeline {
                     let rows = claim.end - claim.first;
                     self.ring.hand_back(claim, outcome);
                     let each = lap.spent(Doing::Working) / u32::try_from(rows).unwrap_or(u32::MAX);
-                    // No more than a share of the batch, so that all workers have some of it.
-                    let share = place.rows.rows / (2 * self.config.workers as u64);
                     let fitting = CLAIM_TIME.as_nanos() / each.as_nanos().max(1);
-                    most = u64::try_from(fitting).unwrap_or(u64::MAX).min(share).max(1);
+                    most = u64::try_from(fitting).unwrap_or(u64::MAX).clamp(1, share);
                 }
                 (Task::Fill(..), Feed::Source { .. }) => {
                     unreachable!("pulled tickets are opened claimed")
