@@ -65,6 +65,7 @@ pub fn faulty_device(plan: FaultPlan) -> (Device, FaultControl) {
         consumer: 0,
         random: plan.seed,
         held: [false; STREAMS],
+        running: false,
         lost: false,
         closed: false,
         submissions: 0,
@@ -118,6 +119,8 @@ struct State {
     consumer: u64,
     random: u64,
     held: [bool; STREAMS],
+    /// Whether the thread is at work, without the lock.
+    running: bool,
     lost: bool,
     closed: bool,
     submissions: u64,
@@ -180,6 +183,15 @@ impl FaultControl {
         self.shared.enqueue_consumer(Vec::new(), Work::Check { bytes, expected });
     }
 
+    /// Waits until all that was enqueued has run, or the device is lost. Nothing may be held.
+    pub fn settle(&self) {
+        let mut state = self.shared.state.lock();
+        while !state.lost && (state.running || state.streams.iter().any(|queue| !queue.is_empty()))
+        {
+            state = self.shared.changed.wait(state);
+        }
+    }
+
     /// How often [`consume`](Self::consume)d bytes were not the expected ones.
     pub fn mismatches(&self) -> u64 {
         self.shared.state.lock().mismatches
@@ -231,12 +243,14 @@ impl Shared {
             // Half of the time at once, so that fast and slow devices are both met.
             let delay = if state.random(2) == 0 { 0 } else { state.random(most.max(1)) };
             let queued = state.streams[stream].pop_front().expect("it was ready");
+            state.running = true;
             drop(state);
             if delay > 0 {
                 std::thread::sleep(Duration::from_micros(delay));
             }
             let outcome = queued.work.run();
             state = self.state.lock();
+            state.running = false;
             match outcome {
                 Outcome::Done => {}
                 Outcome::Mismatch => state.mismatches += 1,

@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use batchline::testing::{FaultPlan, faulty_device};
+use batchline::testing::{FaultControl, FaultPlan, faulty_device};
 use batchline::{
     AsyncDataLoader, AsyncDataLoaderConfig, Conversion, DType, ErrorPolicy, FnDataset, HostTensor,
     LastBatch, LoaderState, MemoryLimits, MemoryManager, Sample, SampleSpec, Sampler, mix,
@@ -278,7 +278,7 @@ impl Case {
             Some(Fault::Lost(at)) => plan.lose_at = Some(at),
             None => {}
         }
-        let (device, _control) = faulty_device(plan);
+        let (device, control) = faulty_device(plan);
         let limits = if self.tight {
             // One of each, and little more.
             MemoryLimits::default().device_limit(40 << 10).staging_limit(24 << 10)
@@ -292,7 +292,7 @@ impl Case {
         };
         loader.start().unwrap();
         let resume_after = self.resume_after.filter(|_| self.fault.is_none());
-        let (seen, failed, state) = self.drain(&loader, &expected, resume_after);
+        let (seen, failed, state) = self.drain(&loader, &control, &expected, resume_after);
         loader.stop().unwrap();
         drop(loader);
         assert_home(&memory);
@@ -300,7 +300,7 @@ impl Case {
             let state = LoaderState::from_json(&state.to_json()).unwrap();
             let loader = self.loader(&memory, Some(state)).unwrap();
             loader.start().unwrap();
-            let (rest, failed, _) = self.drain(&loader, &expected[seen..], None);
+            let (rest, failed, _) = self.drain(&loader, &control, &expected[seen..], None);
             assert_eq!(failed, ends_in_error);
             assert_eq!(seen + rest, expected.len(), "batches after a resume");
             loader.stop().unwrap();
@@ -312,6 +312,8 @@ impl Case {
             assert_eq!(seen, expected.len(), "a fault that was not met loses nothing");
             assert!(!ends_in_error);
         }
+        control.settle();
+        assert_eq!(control.mismatches(), 0, "what the consumer's own work found");
     }
 
     /// Takes batches and compares them; returns how many, whether an error came, and the state
@@ -319,6 +321,7 @@ impl Case {
     fn drain(
         &self,
         loader: &AsyncDataLoader,
+        control: &FaultControl,
         expected: &[Vec<u64>],
         stop_after: Option<usize>,
     ) -> (usize, bool, Option<LoaderState>) {
@@ -338,6 +341,19 @@ impl Case {
             let Some(indices) = expected.get(number) else {
                 panic!("batch {number} is one too many")
             };
+            if !matches!(self.order, Order::Sequential) {
+                // Work on the consumer's stream looks at the batch in its turn, for some cases
+                // after the batch is dropped.
+                let labels = indices.iter().flat_map(|index| index.to_ne_bytes()).collect();
+                control.consume(batch.label_tensor().unwrap(), labels);
+                if !self.convert {
+                    let bytes = indices.iter().flat_map(|index| self.bytes(*index)).collect();
+                    control.consume(batch.input_tensor(), bytes);
+                }
+                if matches!(self.order, Order::Own) {
+                    continue;
+                }
+            }
             let read = || -> Result<(Vec<u8>, Vec<i64>), batchline::Error> {
                 let input = if self.convert {
                     let wide = batch.input_tensor().to_vec::<i32>()?;
