@@ -14,8 +14,7 @@ pub(crate) fn open(choice: DeviceChoice) -> Result<Device, Error> {
     match choice {
         DeviceChoice::Auto => Ok(Device::auto()),
         DeviceChoice::Host => Ok(Device::host()),
-        DeviceChoice::Cuda(None) => Err(no_cuda("cuda")),
-        DeviceChoice::Cuda(Some(number)) => Err(no_cuda(&format!("cuda:{number}"))),
+        DeviceChoice::Cuda(ordinal) => open_cuda(ordinal),
         DeviceChoice::Wgpu => open_wgpu(),
     }
 }
@@ -30,11 +29,22 @@ fn open_wgpu() -> Result<Device, Error> {
     Err(no_wgpu())
 }
 
-fn no_cuda(wanted: &str) -> Error {
+#[cfg(feature = "cuda")]
+fn open_cuda(ordinal: usize) -> Result<Device, Error> {
+    Device::cuda(ordinal)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_: usize) -> Result<Device, Error> {
+    Err(no_cuda())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn no_cuda() -> Error {
     Error::NoDevice {
-        wanted: wanted.to_owned(),
+        wanted: "cuda".to_owned(),
         reason: "this build has no CUDA device".to_owned(),
-        remedy: "use wgpu, which reaches NVIDIA's GPUs through Vulkan, or auto".to_owned(),
+        remedy: "build it with the feature cuda, or use wgpu or the host".to_owned(),
     }
 }
 
@@ -90,7 +100,8 @@ pub(crate) fn list(options: &DevicesOptions) -> Result<(), Failure> {
     }
     #[cfg(not(feature = "wgpu"))]
     listing.missing.push(Absent::of(no_wgpu()));
-    listing.missing.push(Absent::of(no_cuda("cuda")));
+    #[cfg(not(feature = "cuda"))]
+    listing.missing.push(Absent::of(no_cuda()));
     if options.measure {
         measure(&mut listing.devices);
     }
@@ -102,12 +113,13 @@ fn measure(devices: &mut [Present]) {
     let mut opened: Vec<DeviceKind> = Vec::new();
     for present in devices {
         let kind = present.info.kind;
-        // A kind's name opens its best device, the one that is listed first.
-        let result = if opened.contains(&kind) {
+        let before = opened.iter().filter(|opened| **opened == kind).count();
+        opened.push(kind);
+        // The name wgpu opens the best of its devices, the one that is listed first.
+        let result = if before > 0 && kind != DeviceKind::Cuda {
             Err("it cannot be opened by name; an application can hand it over".to_owned())
         } else {
-            opened.push(kind);
-            open_kind(kind)
+            open_kind(kind, before)
                 .and_then(|device| copy_rate::measure(&device))
                 .map_err(|error| error.chain())
         };
@@ -118,14 +130,16 @@ fn measure(devices: &mut [Present]) {
     }
 }
 
-fn open_kind(kind: DeviceKind) -> Result<Device, Error> {
+/// Opens the device of this kind that so many of its kind are listed before.
+fn open_kind(kind: DeviceKind, before: usize) -> Result<Device, Error> {
     match kind {
+        DeviceKind::Cuda => open_cuda(before),
         DeviceKind::Host => Ok(Device::host()),
         DeviceKind::Wgpu => open_wgpu(),
         other => Err(Error::NoDevice {
             wanted: other.to_string(),
             reason: "this tool does not know how to open it".to_owned(),
-            remedy: "use host or wgpu".to_owned(),
+            remedy: "use host, cuda or wgpu".to_owned(),
         }),
     }
 }

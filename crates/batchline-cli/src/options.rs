@@ -154,7 +154,7 @@ pub(crate) struct DevicesOptions {
 pub(crate) enum DeviceChoice {
     Auto,
     Host,
-    Cuda(Option<u32>),
+    Cuda(usize),
     Wgpu,
 }
 
@@ -166,11 +166,11 @@ impl FromStr for DeviceChoice {
         match name {
             "auto" => Ok(Self::Auto),
             "host" => Ok(Self::Host),
-            "cuda" => Ok(Self::Cuda(None)),
+            "cuda" => Ok(Self::Cuda(0)),
             "wgpu" => Ok(Self::Wgpu),
             _ => {
                 let number = name.strip_prefix("cuda:").ok_or_else(unknown)?;
-                number.parse().map(Some).map(Self::Cuda).map_err(|_| unknown())
+                number.parse().map(Self::Cuda).map_err(|_| unknown())
             }
         }
     }
@@ -246,8 +246,8 @@ mod tests {
 
     #[test]
     fn devices_have_names() {
-        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(None)));
-        assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(Some(3))));
+        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
+        assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
         for wrong in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "HOST"] {
             assert!(wrong.parse::<DeviceChoice>().is_err(), "{wrong}");
         }

@@ -8,6 +8,8 @@ use std::time::Duration;
 use crate::backend::host::HostBackend;
 use crate::backend::{Backend, DeviceInfo, DeviceKind, Fence, MAX_STREAMS};
 use crate::command::reaper::Reaper;
+#[cfg(feature = "cuda")]
+use crate::CudaStream;
 use crate::memory::Patience;
 use crate::sync::{Mutex, MutexGuard};
 use crate::{Error, Result};
@@ -38,6 +40,28 @@ impl Device {
     /// The host as a device: ordinary memory, no hardware. Always there.
     pub fn host() -> Self {
         Self::from_backend(Box::new(HostBackend::new()))
+    }
+
+    /// An NVIDIA GPU by its number, as `CUDA_VISIBLE_DEVICES` leaves them, in its primary context:
+    /// memory and streams go together with those of all other users of CUDA in this process.
+    /// Batches are delivered for a stream that [`as_cuda`](Self::as_cuda) tells.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`], which says what is missing.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(ordinal: usize) -> Result<Self> {
+        Ok(Self::from_backend(Box::new(crate::backend::cuda::CudaBackend::open(ordinal, None)?)))
+    }
+
+    /// As [`cuda`](Self::cuda), with batches delivered for a stream of your own: work on it comes
+    /// behind the batch that was asked for before it, without [`bind`](crate::GpuBatch::bind).
+    ///
+    /// # Errors
+    /// As [`cuda`](Self::cuda).
+    #[cfg(feature = "cuda")]
+    pub fn cuda_for(ordinal: usize, consumer: CudaStream) -> Result<Self> {
+        let backend = crate::backend::cuda::CudaBackend::open(ordinal, Some(consumer))?;
+        Ok(Self::from_backend(Box::new(backend)))
     }
 
     /// The best adapter that wgpu finds: Metal, Vulkan or DX12. A software rasteriser counts.
@@ -81,8 +105,12 @@ impl Device {
         }
     }
 
-    /// The best device of this machine: a hardware adapter of wgpu, else the host.
+    /// The best device of this machine: CUDA's first, else a hardware adapter of wgpu, else the host.
     pub fn auto() -> Self {
+        #[cfg(feature = "cuda")]
+        if let Ok(device) = Self::cuda(0) {
+            return device;
+        }
         #[cfg(feature = "wgpu")]
         if let Ok(backend) = crate::backend::wgpu::WgpuBackend::open(true) {
             return Self::from_backend(Box::new(backend));
@@ -93,7 +121,21 @@ impl Device {
     /// Every device that can be found, and for each kind without one, why.
     pub fn list() -> Vec<Found> {
         let host = Found::Device(HostBackend::new().info().clone());
-        Self::list_wgpu().into_iter().chain([host]).collect()
+        let found = Self::list_cuda().into_iter().chain(Self::list_wgpu());
+        found.chain([host]).collect()
+    }
+
+    #[cfg(feature = "cuda")]
+    fn list_cuda() -> Vec<Found> {
+        match crate::backend::cuda::CudaBackend::devices() {
+            Ok(devices) => devices.into_iter().map(Found::Device).collect(),
+            Err(missing) => vec![Found::Missing(missing)],
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn list_cuda() -> Vec<Found> {
+        Vec::new()
     }
 
     #[cfg(feature = "wgpu")]
@@ -127,6 +169,15 @@ impl Device {
     /// [`Error::DeviceLost`], at every call once the device is lost.
     pub fn check(&self) -> Result<()> {
         self.core.check()
+    }
+
+    /// The number of the GPU, and the stream that batches are delivered for, behind this device;
+    /// `None` for another kind.
+    #[cfg(feature = "cuda")]
+    pub fn as_cuda(&self) -> Option<(usize, CudaStream)> {
+        let backend: &dyn std::any::Any = self.core.backend();
+        let backend = backend.downcast_ref::<crate::backend::cuda::CudaBackend>()?;
+        Some((backend.ordinal(), backend.consumer()))
     }
 
     /// The wgpu device and queue behind this device; `None` for another kind. Don't call

@@ -92,6 +92,8 @@ mod sync;
 pub mod testing;
 mod trace;
 
+#[cfg(feature = "cuda")]
+pub use backend::cuda::{CudaBinding, CudaCustom, CudaStream};
 #[cfg(feature = "wgpu")]
 pub use backend::wgpu::WgpuCustom;
 pub use backend::{ChannelOrder, Custom, DeviceInfo, DeviceKind, HostCustom};

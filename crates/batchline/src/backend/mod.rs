@@ -28,6 +28,8 @@ pub use memory::{DeviceMemory, Direction, StagingMemory};
 
 use crate::{BoxError, DType, Error, Result};
 
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 pub(crate) mod host;
 mod memory;
 #[cfg(feature = "wgpu")]
@@ -42,6 +44,8 @@ pub enum DeviceKind {
     Host,
     /// Metal, Vulkan or DX12 through wgpu.
     Wgpu,
+    /// An NVIDIA GPU, through the CUDA driver.
+    Cuda,
     /// An implementation of [`Backend`] from outside this crate, or a test device.
     Other,
 }
@@ -51,6 +55,7 @@ impl fmt::Display for DeviceKind {
         f.write_str(match self {
             DeviceKind::Host => "host",
             DeviceKind::Wgpu => "wgpu",
+            DeviceKind::Cuda => "cuda",
             DeviceKind::Other => "other",
         })
     }
@@ -270,6 +275,9 @@ pub enum Custom {
     /// For a wgpu device: called with the encoder that the segment is recorded with.
     #[cfg(feature = "wgpu")]
     Wgpu(WgpuWork),
+    /// For a CUDA device: called with the stream that the segment runs on.
+    #[cfg(feature = "cuda")]
+    Cuda(CudaWork),
 }
 
 /// Work for the host device.
@@ -279,12 +287,18 @@ pub type HostWork = Box<dyn FnOnce(HostCustom<'_>) -> Result<(), BoxError> + Sen
 #[cfg(feature = "wgpu")]
 pub type WgpuWork = Box<dyn FnOnce(crate::WgpuCustom<'_>) -> Result<(), BoxError> + Send>;
 
+/// Work for a CUDA device.
+#[cfg(feature = "cuda")]
+pub type CudaWork = Box<dyn FnOnce(crate::CudaCustom) -> Result<(), BoxError> + Send>;
+
 impl fmt::Debug for Custom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Custom::Host(_) => "Custom::Host(..)",
             #[cfg(feature = "wgpu")]
             Custom::Wgpu(_) => "Custom::Wgpu(..)",
+            #[cfg(feature = "cuda")]
+            Custom::Cuda(_) => "Custom::Cuda(..)",
         })
     }
 }

@@ -251,6 +251,8 @@ impl CommandBuffer {
             Custom::Host(_) => self.device().info().unified,
             #[cfg(feature = "wgpu")]
             Custom::Wgpu(_) => self.device().kind() == DeviceKind::Wgpu,
+            #[cfg(feature = "cuda")]
+            Custom::Cuda(_) => self.device().kind() == DeviceKind::Cuda,
         };
         // The device of the tests runs host work as well, but is no unified memory.
         if !wanted && self.device().kind() != DeviceKind::Other {

@@ -7,7 +7,7 @@ use super::block::DeviceBlock;
 use super::manager::{DeviceLease, MemoryManager};
 use super::pool::Loan;
 use super::view::output_freed;
-use crate::backend::StreamId;
+use crate::backend::{MAX_STREAMS, StreamId};
 use crate::sync::{Mutex, MutexGuard};
 
 /// A block of device memory. It goes home when nobody has it any more: no [`Share`] of a user, and
@@ -25,23 +25,16 @@ pub(crate) struct Storage {
 struct Parts {
     shares: usize,
     holds: usize,
-    /// The consumer that the shares were handed to, as a batch.
-    consumer: Option<Consumer>,
+    /// The streams that work of the shares' users runs on, a bit each. On the last drop the position
+    /// of each is noted, and the block's next writer comes after it.
+    used_on: u8,
+    /// Counts the batch among those that the consumer holds.
+    held: Option<Held>,
     /// The way back to its pool, for memory of a loader. It holds the storage itself, so the last
     /// part takes it out.
     loan: Option<Loan<Arc<Storage>>>,
     /// Whether the device may go on using the block for ever.
     quarantined: bool,
-}
-
-/// A consumer's hold on a batch.
-#[derive(Debug)]
-struct Consumer {
-    /// Where its work runs. On the last drop the position of that stream is noted, and the block's
-    /// next writer comes after it.
-    stream: StreamId,
-    /// Counts the batch among those that the consumer holds.
-    _held: Held,
 }
 
 /// Counts one more while it exists.
@@ -129,10 +122,16 @@ impl Share {
         &self.0
     }
 
-    /// Notes that work on this consumer's stream may use the block from now on.
+    /// Hands a batch to the consumer, whose work runs on this stream.
     pub(crate) fn hand_to(&self, stream: StreamId, held: Held) {
-        let before = self.0.parts.lock().consumer.replace(Consumer { stream, _held: held });
+        self.use_on(stream);
+        let before = self.0.parts.lock().held.replace(held);
         debug_assert!(before.is_none(), "a batch was handed out twice");
+    }
+
+    /// Notes that work on this stream may use the block from now on.
+    pub(crate) fn use_on(&self, stream: StreamId) {
+        self.0.parts.lock().used_on |= 1 << stream;
     }
 
     /// A part for an operation.
@@ -152,15 +151,19 @@ impl Drop for Share {
     fn drop(&mut self) {
         let storage = &*self.0;
         let mut parts = storage.parts.lock();
-        // The last share: nobody can clone it meanwhile, and it counts until the position is noted.
-        let consumer = if parts.shares == 1 { parts.consumer.take() } else { None };
-        if let Some(Consumer { stream, _held }) = consumer {
+        // The last share: nobody can clone it meanwhile, and it counts until the positions are
+        // noted.
+        if parts.shares == 1 && parts.used_on != 0 {
+            let (used_on, held) = (std::mem::take(&mut parts.used_on), parts.held.take());
             drop(parts);
             let core = storage.memory.device().core();
-            match core.health().notice(core.backend().consumer_position(stream)) {
-                Ok(fence) => storage.block().usage.lock().note_read(fence),
-                Err(_) => storage.quarantine(),
+            for stream in (0u8..).take(MAX_STREAMS).filter(|stream| used_on >> stream & 1 == 1) {
+                match core.health().notice(core.backend().consumer_position(stream)) {
+                    Ok(fence) => storage.block().usage.lock().note_read(fence),
+                    Err(_) => storage.quarantine(),
+                }
             }
+            drop(held);
             parts = storage.parts.lock();
         }
         parts.shares -= 1;

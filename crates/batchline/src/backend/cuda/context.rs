@@ -1,0 +1,207 @@
+//! A process's part in a device: the primary context, shared with everybody else who uses CUDA in
+//! this process, and whether it is still well.
+#![allow(unsafe_code, reason = "calls the driver")]
+
+use std::ffi::{c_char, c_int};
+use std::sync::OnceLock;
+
+use super::driver::{self, Code, DeviceId, Driver, code};
+use crate::backend::{DeviceInfo, DeviceKind};
+use crate::{Error, Result};
+
+/// See the [module](self). The last one to hold it lets go of the primary context.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) driver: &'static Driver,
+    pub(super) raw: driver::Context,
+    device: DeviceId,
+    pub(super) ordinal: usize,
+    pub(super) info: DeviceInfo,
+    /// The NUMA node that the device is at, where the system says so.
+    pub(super) numa_node: Option<u32>,
+    /// CUDA does not survive a fork: a child must not call the driver.
+    process: u32,
+    lost: OnceLock<Error>,
+}
+
+/// How many devices there are, and whether the driver is there.
+pub(super) fn count(driver: &Driver) -> Result<usize> {
+    let mut count: c_int = 0;
+    // SAFETY: `count` is a place for the answer.
+    let code = unsafe { (driver.cuDeviceGetCount)(&raw mut count) };
+    let count = usize::try_from(count).unwrap_or(0);
+    if code != code::SUCCESS || count == 0 {
+        return Err(Error::NoDevice {
+            wanted: "cuda".to_owned(),
+            reason: "the CUDA driver shows no GPU to this process".to_owned(),
+            remedy: "look at nvidia-smi and CUDA_VISIBLE_DEVICES".to_owned(),
+        });
+    }
+    Ok(count)
+}
+
+/// What a device is, without opening it.
+pub(super) fn describe(driver: &Driver, ordinal: usize) -> Result<(DeviceId, DeviceInfo)> {
+    let count = count(driver)?;
+    let mut device: DeviceId = 0;
+    let place = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
+    // SAFETY: `device` is a place for the answer.
+    if unsafe { (driver.cuDeviceGet)(&raw mut device, place) } != code::SUCCESS {
+        return Err(Error::NoDevice {
+            wanted: format!("cuda:{ordinal}"),
+            reason: format!("the CUDA driver shows {count} GPU(s) to this process"),
+            remedy: format!("take cuda:0 to cuda:{}", count - 1),
+        });
+    }
+    let mut name: [c_char; 256] = [0; 256];
+    // SAFETY: the buffer is as long as said.
+    unsafe { (driver.cuDeviceGetName)(name.as_mut_ptr(), 256, device) };
+    let mut bytes = 0usize;
+    // SAFETY: `bytes` is a place for the answer.
+    unsafe { (driver.cuDeviceTotalMem_v2)(&raw mut bytes, device) };
+    let info = DeviceInfo {
+        kind: DeviceKind::Cuda,
+        name: format!("cuda:{ordinal}: {}", text(&name)),
+        driver: driver.version(),
+        hardware: true,
+        max_allocation: bytes as u64,
+        copy_alignment: 1,
+        unified: false,
+    };
+    Ok((device, info))
+}
+
+fn text(buffer: &[c_char]) -> String {
+    let bytes: Vec<u8> =
+        buffer.iter().map(|c| c.to_ne_bytes()[0]).take_while(|byte| *byte != 0).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+impl Context {
+    pub(super) fn open(ordinal: usize) -> Result<Self> {
+        let driver = Driver::get()?;
+        let (device, info) = describe(driver, ordinal)?;
+        let mut raw = driver::Context::NULL;
+        // SAFETY: `raw` is a place for the answer.
+        let retained = unsafe { (driver.cuDevicePrimaryCtxRetain)(&raw mut raw, device) };
+        if retained != code::SUCCESS {
+            return Err(Error::NoDevice {
+                wanted: format!("cuda:{ordinal}"),
+                reason: format!("{} cannot be opened: {}", info.name, driver.text(retained)),
+                remedy: "look at nvidia-smi: another process may hold its memory or the device"
+                    .to_owned(),
+            });
+        }
+        let mut bus: [c_char; 32] = [0; 32];
+        // SAFETY: the buffer is as long as said.
+        unsafe { (driver.cuDeviceGetPCIBusId)(bus.as_mut_ptr(), 32, device) };
+        let numa_node = super::numa::node_of(&text(&bus));
+        let process = std::process::id();
+        let lost = OnceLock::new();
+        Ok(Self { driver, raw, device, ordinal, info, numa_node, process, lost })
+    }
+
+    /// Makes calls to the driver possible on this thread, for as long as the value is there.
+    ///
+    /// # Errors
+    /// The device is lost, or this is a child of the process that opened it.
+    pub(super) fn enter(&self) -> Result<Entered<'_>> {
+        self.check()?;
+        let mut current = driver::Context::NULL;
+        // SAFETY: `current` is a place for the answer.
+        let asked = unsafe { (self.driver.cuCtxGetCurrent)(&raw mut current) };
+        self.call("asking for the current context", asked)?;
+        if current == self.raw {
+            return Ok(Entered { context: self, pop: false });
+        }
+        if current == driver::Context::NULL {
+            // A thread that has none keeps ours, so that it is set once.
+            // SAFETY: the context is retained.
+            let set = unsafe { (self.driver.cuCtxSetCurrent)(self.raw) };
+            self.call("setting the current context", set)?;
+            return Ok(Entered { context: self, pop: false });
+        }
+        // SAFETY: as above.
+        let pushed = unsafe { (self.driver.cuCtxPushCurrent_v2)(self.raw) };
+        self.call("setting the current context", pushed)?;
+        Ok(Entered { context: self, pop: true })
+    }
+
+    /// Whether the device may be used: at once and ever after an error once it is lost.
+    pub(super) fn check(&self) -> Result<()> {
+        if let Some(error) = self.lost.get() {
+            return Err(error.clone());
+        }
+        if std::process::id() != self.process {
+            return Err(Error::DeviceLost {
+                device: self.info.name.clone(),
+                reason: "CUDA cannot be used in a forked child; open the device after the fork"
+                    .to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// An error for a code that is one. What can't be said of this call alone loses the device.
+    pub(super) fn call(&self, operation: &'static str, code: Code) -> Result<()> {
+        match code {
+            code::SUCCESS => Ok(()),
+            // The call did nothing, and the device is as it was.
+            code::OUT_OF_MEMORY
+            | code::INVALID_VALUE
+            | code::NOT_PERMITTED
+            | code::NOT_SUPPORTED
+            | code::INVALID_PTX
+            | code::UNSUPPORTED_PTX_VERSION => Err(Error::Device {
+                device: self.info.name.clone(),
+                operation,
+                source: self.driver.cause(code),
+            }),
+            _ => Err(self.lose(format!("{operation}: {}", self.driver.text(code)))),
+        }
+    }
+
+    /// Counts the device as lost from now on; returns the error that says so, which is the first.
+    pub(super) fn lose(&self, reason: String) -> Error {
+        let error = Error::DeviceLost { device: self.info.name.clone(), reason };
+        self.lost.get_or_init(|| error).clone()
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // What is left of a lost device is left alone, and a child has no part in it.
+        if self.check().is_ok() {
+            // SAFETY: retained once when it was opened; nothing of ours is on it any more.
+            unsafe { (self.driver.cuDevicePrimaryCtxRelease_v2)(self.device) };
+        }
+    }
+}
+
+/// The context is current on this thread. See [`Context::enter`].
+#[derive(Debug)]
+pub(super) struct Entered<'c> {
+    pub(super) context: &'c Context,
+    pop: bool,
+}
+
+impl Entered<'_> {
+    /// See [`Context::call`].
+    pub(super) fn call(&self, operation: &'static str, code: Code) -> Result<()> {
+        self.context.call(operation, code)
+    }
+
+    pub(super) fn driver(&self) -> &'static Driver {
+        self.context.driver
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        if self.pop {
+            let mut ours = driver::Context::NULL;
+            // SAFETY: pushed on this thread, and calls between were balanced.
+            unsafe { (self.context.driver.cuCtxPopCurrent_v2)(&raw mut ours) };
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The driver's library: loaded at run time, each entry point looked up by name.
+//!
+//! The types are our own and results are plain numbers: a newer driver may answer with codes that
+//! no list of today knows.
+#![allow(unsafe_code, reason = "calls a C library")]
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use crate::{Error, Result};
+
+/// What the driver answers: 0, or an error's number.
+pub(super) type Code = c_uint;
+
+/// A device by its place.
+pub(super) type DeviceId = c_int;
+
+/// An address on the device.
+pub(super) type Address = u64;
+
+/// Handles of the driver.
+macro_rules! handles {
+    ($($name:ident: $what:literal,)*) => {$(
+        #[doc = $what]
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(transparent)]
+        pub(super) struct $name(pub(super) *mut c_void);
+
+        impl $name {
+            pub(super) const NULL: Self = Self(std::ptr::null_mut());
+        }
+
+        // SAFETY: a handle is a name; the driver takes calls from any thread.
+        unsafe impl Send for $name {}
+        // SAFETY: as above.
+        unsafe impl Sync for $name {}
+    )*};
+}
+
+handles! {
+    Context: "A context: what a process has on a device.",
+    Stream: "A stream.",
+    Event: "An event.",
+    Module: "A module of kernels.",
+    Function: "A kernel.",
+}
+
+/// The entry points that are called, by their names in the library.
+macro_rules! entry_points {
+    ($($name:ident($($argument:ident: $kind:ty),*);)*) => {
+        /// The driver's entry points.
+        #[allow(non_snake_case, reason = "the driver's own names")]
+        pub(super) struct Driver {
+            $(pub(super) $name: unsafe extern "C" fn($($argument: $kind),*) -> Code,)*
+            /// Keeps the library loaded.
+            _library: libloading::Library,
+        }
+
+        impl Driver {
+            /// Looks all of them up.
+            fn resolve(library: libloading::Library) -> Result<Self, String> {
+                Ok(Self {
+                    $($name: {
+                        // SAFETY: the signature is that of the driver's documentation.
+                        let symbol = unsafe {
+                            library.get(concat!(stringify!($name), "\0").as_bytes())
+                        };
+                        *symbol.map_err(|_| {
+                            format!("its library lacks {}", stringify!($name))
+                        })?
+                    },)*
+                    _library: library,
+                })
+            }
+        }
+    };
+}
+
+entry_points! {
+    cuInit(flags: c_uint);
+    cuDriverGetVersion(version: *mut c_int);
+    cuGetErrorName(code: Code, text: *mut *const c_char);
+    cuGetErrorString(code: Code, text: *mut *const c_char);
+    cuDeviceGetCount(count: *mut c_int);
+    cuDeviceGet(device: *mut DeviceId, ordinal: c_int);
+    cuDeviceGetName(name: *mut c_char, len: c_int, device: DeviceId);
+    cuDeviceTotalMem_v2(bytes: *mut usize, device: DeviceId);
+    cuDeviceGetPCIBusId(id: *mut c_char, len: c_int, device: DeviceId);
+    cuDevicePrimaryCtxRetain(context: *mut Context, device: DeviceId);
+    cuDevicePrimaryCtxRelease_v2(device: DeviceId);
+    cuCtxGetCurrent(context: *mut Context);
+    cuCtxSetCurrent(context: Context);
+    cuCtxPushCurrent_v2(context: Context);
+    cuCtxPopCurrent_v2(context: *mut Context);
+    cuStreamCreateWithPriority(stream: *mut Stream, flags: c_uint, priority: c_int);
+    cuStreamDestroy_v2(stream: Stream);
+    cuStreamSynchronize(stream: Stream);
+    cuStreamWaitEvent(stream: Stream, event: Event, flags: c_uint);
+    cuEventCreate(event: *mut Event, flags: c_uint);
+    cuEventDestroy_v2(event: Event);
+    cuEventRecord(event: Event, stream: Stream);
+    cuEventQuery(event: Event);
+    cuMemAlloc_v2(address: *mut Address, bytes: usize);
+    cuMemFree_v2(address: Address);
+    cuMemHostAlloc(address: *mut *mut c_void, bytes: usize, flags: c_uint);
+    cuMemFreeHost(address: *mut c_void);
+    cuMemHostRegister_v2(address: *mut c_void, bytes: usize, flags: c_uint);
+    cuMemHostUnregister(address: *mut c_void);
+    cuMemcpyHtoDAsync_v2(target: Address, source: *const c_void, bytes: usize, stream: Stream);
+    cuMemcpyDtoHAsync_v2(target: *mut c_void, source: Address, bytes: usize, stream: Stream);
+    cuMemcpyDtoDAsync_v2(target: Address, source: Address, bytes: usize, stream: Stream);
+    cuMemsetD8Async(target: Address, value: u8, count: usize, stream: Stream);
+    cuMemsetD16Async(target: Address, value: u16, count: usize, stream: Stream);
+    cuMemsetD32Async(target: Address, value: c_uint, count: usize, stream: Stream);
+    cuModuleLoadData(module: *mut Module, image: *const c_void);
+    cuModuleUnload(module: Module);
+    cuModuleGetFunction(function: *mut Function, module: Module, name: *const c_char);
+    cuLaunchKernel(
+        function: Function,
+        grid_x: c_uint,
+        grid_y: c_uint,
+        grid_z: c_uint,
+        block_x: c_uint,
+        block_y: c_uint,
+        block_z: c_uint,
+        shared_bytes: c_uint,
+        stream: Stream,
+        parameters: *mut *mut c_void,
+        extra: *mut *mut c_void
+    );
+    cuThreadExchangeStreamCaptureMode(mode: *mut c_uint);
+}
+
+/// Codes that mean something to us.
+pub(super) mod code {
+    use super::Code;
+
+    pub(in super::super) const SUCCESS: Code = 0;
+    pub(in super::super) const INVALID_VALUE: Code = 1;
+    pub(in super::super) const OUT_OF_MEMORY: Code = 2;
+    pub(in super::super) const STUB_LIBRARY: Code = 34;
+    pub(in super::super) const NO_DEVICE: Code = 100;
+    pub(in super::super) const INVALID_DEVICE: Code = 101;
+    pub(in super::super) const INVALID_PTX: Code = 218;
+    pub(in super::super) const UNSUPPORTED_PTX_VERSION: Code = 222;
+    pub(in super::super) const NOT_READY: Code = 600;
+    pub(in super::super) const NOT_PERMITTED: Code = 800;
+    pub(in super::super) const NOT_SUPPORTED: Code = 801;
+    pub(in super::super) const SYSTEM_DRIVER_MISMATCH: Code = 803;
+}
+
+impl Driver {
+    /// The driver of this process, initialised. Asked for once; the answer stays.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] says what is missing.
+    pub(super) fn get() -> Result<&'static Self> {
+        static DRIVER: OnceLock<Result<Driver>> = OnceLock::new();
+        DRIVER.get_or_init(Self::load).as_ref().map_err(Error::clone)
+    }
+
+    fn load() -> Result<Self> {
+        let names: &[&str] = if cfg!(windows) {
+            &["nvcuda.dll"]
+        } else {
+            // The first is the driver's own; the second is found where only a link was installed.
+            &["libcuda.so.1", "libcuda.so"]
+        };
+        let missing = |reason: String, remedy: &str| Error::NoDevice {
+            wanted: "cuda".to_owned(),
+            reason,
+            remedy: remedy.to_owned(),
+        };
+        // SAFETY: the driver's library runs no more than its own initialisers.
+        let open = |name: &&str| unsafe { libloading::Library::new(name) }.ok();
+        let library = names.iter().find_map(open).ok_or_else(|| {
+            let reason = format!("no CUDA driver ({} not found)", names[0]);
+            missing(reason, "install the NVIDIA driver, or use another device")
+        })?;
+        let driver = Self::resolve(library).map_err(|problem| {
+            missing(format!("the CUDA driver is too old: {problem}"), "update the NVIDIA driver")
+        })?;
+        // SAFETY: flags must be 0.
+        match unsafe { (driver.cuInit)(0) } {
+            code::SUCCESS => Ok(driver),
+            code::NO_DEVICE | code::INVALID_DEVICE => Err(missing(
+                "the CUDA driver finds no GPU".to_owned(),
+                "look at nvidia-smi and CUDA_VISIBLE_DEVICES",
+            )),
+            code::STUB_LIBRARY => Err(missing(
+                "the library found is the toolkit's stub, not the driver's".to_owned(),
+                "take the toolkit's stubs folder out of the library path",
+            )),
+            code::SYSTEM_DRIVER_MISMATCH => Err(missing(
+                "the CUDA driver's library and its kernel module differ".to_owned(),
+                "restart the machine after a driver update, or reinstall the driver",
+            )),
+            other => Err(missing(
+                format!("the CUDA driver does not start: {}", driver.text(other)),
+                "look at nvidia-smi and the system's log",
+            )),
+        }
+    }
+
+    /// A code in words.
+    pub(super) fn text(&self, code: Code) -> String {
+        let ask = |entry: unsafe extern "C" fn(Code, *mut *const c_char) -> Code| {
+            let mut text: *const c_char = std::ptr::null();
+            // SAFETY: `text` is a place for the answer.
+            if unsafe { entry(code, &raw mut text) } != code::SUCCESS || text.is_null() {
+                return None;
+            }
+            // SAFETY: the driver's texts end with a zero and live for ever.
+            Some(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+        };
+        match (ask(self.cuGetErrorName), ask(self.cuGetErrorString)) {
+            (Some(name), Some(text)) => format!("{name} ({code}): {text}"),
+            (Some(name), None) => format!("{name} ({code})"),
+            _ => format!("CUDA error {code}"),
+        }
+    }
+
+    /// The error that a call ended with, as a cause.
+    pub(super) fn cause(&self, code: Code) -> Arc<DriverError> {
+        Arc::new(DriverError(self.text(code)))
+    }
+
+    /// The CUDA version that the driver supports, as `major.minor`.
+    pub(super) fn version(&self) -> String {
+        let mut version: c_int = 0;
+        // SAFETY: `version` is a place for the answer.
+        match unsafe { (self.cuDriverGetVersion)(&raw mut version) } {
+            code::SUCCESS => format!("CUDA {}.{}", version / 1000, version % 1000 / 10),
+            _ => String::new(),
+        }
+    }
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Driver")
+    }
+}
+
+/// What the driver answered, in its own words.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct DriverError(String);

@@ -1,0 +1,210 @@
+//! Turns a segment into calls of the driver.
+#![allow(unsafe_code, reason = "calls the driver with addresses of memory that segments name")]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use super::context::{Context, Entered};
+use super::driver::{self, Address};
+use super::memory::{CudaMemory, CudaStaging};
+use super::queue::{CudaBinding, CudaCustom, CudaStream};
+use super::CudaBackend;
+use crate::backend::{Command, Custom, Region, Segment, StagingMemory, SubmitError};
+use crate::{Error, Result};
+
+pub(super) fn submit(backend: &CudaBackend, segment: Segment<'_, '_>) -> Result<(), SubmitError> {
+    let Segment { fence, after, commands } = segment;
+    let entered = backend.context.enter()?;
+    relax_capture(&entered)?;
+    let lane = backend.lanes.get(fence.stream);
+    for other in after {
+        backend.lanes.get(other.stream).hold_back(&entered, lane.stream, other.value)?;
+    }
+    let mut encoder = Encoder { backend, entered: &entered, stream: lane.stream, issued: false };
+    for command in commands {
+        if let Err(error) = encoder.command(command) {
+            return Err(encoder.undone(error));
+        }
+    }
+    lane.mark_as(&entered, fence.value).map_err(|error| encoder.undone(error))
+}
+
+/// Keeps this thread's calls from breaking a capture that another thread makes.
+fn relax_capture(entered: &Entered<'_>) -> Result<()> {
+    /// `CU_STREAM_CAPTURE_MODE_RELAXED`.
+    const RELAXED: u32 = 2;
+    thread_local! {
+        static RELAXED_ALREADY: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+    }
+    if RELAXED_ALREADY.replace(true) {
+        return Ok(());
+    }
+    let mut mode = RELAXED;
+    // SAFETY: `mode` is read, and the former one written to it.
+    let code = unsafe { (entered.driver().cuThreadExchangeStreamCaptureMode)(&raw mut mode) };
+    entered.call("relaxing the capture mode", code)
+}
+
+struct Encoder<'e> {
+    backend: &'e CudaBackend,
+    entered: &'e Entered<'e>,
+    stream: driver::Stream,
+    /// Whether something of the segment was given to the driver.
+    issued: bool,
+}
+
+impl Encoder<'_> {
+    fn context(&self) -> &Arc<Context> {
+        &self.backend.context
+    }
+
+    /// Ends a segment that failed: where the stream can be waited for, nothing of it is left on the
+    /// device.
+    fn undone(&self, error: Error) -> SubmitError {
+        if !self.issued {
+            return error.into();
+        }
+        // SAFETY: the stream exists.
+        let code = unsafe { (self.entered.driver().cuStreamSynchronize)(self.stream) };
+        let enqueued = self.entered.call("undoing a submission", code).is_err();
+        SubmitError { error, enqueued }
+    }
+
+    fn command(&mut self, command: Command<'_>) -> Result<()> {
+        let (driver, stream) = (self.entered.driver(), self.stream);
+        match command {
+            Command::Upload { src, src_offset, dst } => {
+                let mut target = self.device(dst)?;
+                let (staging, start, len) = self.staging(src, src_offset, dst.len)?;
+                for part in staging.copies(start..start + len) {
+                    // SAFETY: within the staging memory, whose bounds were checked.
+                    let source = unsafe { staging.ptr().add(part.start) };
+                    self.issued = true;
+                    // SAFETY: both are kept until the fence has passed.
+                    let code = unsafe {
+                        let source = source.as_ptr().cast();
+                        (driver.cuMemcpyHtoDAsync_v2)(target, source, part.len(), stream)
+                    };
+                    self.entered.call("copying to the device", code)?;
+                    target += part.len() as u64;
+                }
+                Ok(())
+            }
+            Command::Download { src, dst, dst_offset } => {
+                let mut source = self.device(src)?;
+                let (staging, start, len) = self.staging(dst, dst_offset, src.len)?;
+                for part in staging.copies(start..start + len) {
+                    // SAFETY: within the staging memory, whose bounds were checked.
+                    let target = unsafe { staging.ptr().add(part.start) };
+                    self.issued = true;
+                    // SAFETY: both are kept until the fence has passed.
+                    let code = unsafe {
+                        let target = target.as_ptr().cast();
+                        (driver.cuMemcpyDtoHAsync_v2)(target, source, part.len(), stream)
+                    };
+                    self.entered.call("copying from the device", code)?;
+                    source += part.len() as u64;
+                }
+                Ok(())
+            }
+            Command::Copy { src, dst } => {
+                let (source, target, len) = (self.device(src)?, self.device(dst)?, length(dst)?);
+                self.issued = true;
+                // SAFETY: both are kept until the fence has passed, and they don't overlap.
+                let code =
+                    unsafe { (driver.cuMemcpyDtoDAsync_v2)(target, source, len, stream) };
+                self.entered.call("copying within the device", code)
+            }
+            Command::Fill { dst, element } => self.fill(dst, element),
+            Command::Convert { src, dst, spec } => {
+                let (source, target) = (self.device(src)?, self.device(dst)?);
+                let kernels = &self.backend.kernels;
+                self.issued = true;
+                let launch = kernels.convert(self.entered, stream, spec)?;
+                launch.run(self.entered, self.stream, source, target)
+            }
+            Command::Custom { work, reads, writes } => {
+                let binding = |region: &Region<'_>| {
+                    Ok(CudaBinding { address: self.device(*region)?, bytes: region.len })
+                };
+                let reads = reads.iter().map(binding).collect::<Result<Vec<_>>>()?;
+                let writes = writes.iter().map(binding).collect::<Result<Vec<_>>>()?;
+                let Some(Custom::Cuda(work)) = work.take() else {
+                    return Err(Error::record("custom", "this device takes Custom::Cuda"));
+                };
+                self.issued = true;
+                let tensors = CudaCustom { stream: CudaStream::of(stream), reads, writes };
+                match catch_unwind(AssertUnwindSafe(|| work(tensors))) {
+                    Ok(Ok(())) => Ok(()),
+                    Ok(Err(source)) => {
+                        Err(Error::User { who: "a custom operation", source: source.into() })
+                    }
+                    Err(panic) => Err(Error::panicked("a custom operation", &*panic)),
+                }
+            }
+        }
+    }
+
+    fn fill(&mut self, dst: Region<'_>, element: &[u8]) -> Result<()> {
+        let (driver, stream, target) = (self.entered.driver(), self.stream, self.device(dst)?);
+        let count = length(dst)? / element.len();
+        self.issued = true;
+        // SAFETY: in each case the memory is kept until the fence has passed, and `count` elements
+        // are within it.
+        let code = unsafe {
+            match *element {
+                [a] => (driver.cuMemsetD8Async)(target, a, count, stream),
+                [a, b] => {
+                    let value = u16::from_ne_bytes([a, b]);
+                    (driver.cuMemsetD16Async)(target, value, count, stream)
+                }
+                [a, b, c, d] => {
+                    let value = u32::from_ne_bytes([a, b, c, d]);
+                    (driver.cuMemsetD32Async)(target, value, count, stream)
+                }
+                [a, b, c, d, e, f, g, h] => {
+                    let value = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+                    let kernels = &self.backend.kernels;
+                    return kernels.fill(self.entered, stream, target, count as u64, value);
+                }
+                _ => return Err(Error::record("a fill", "elements have 1, 2, 4 or 8 bytes")),
+            }
+        };
+        self.entered.call("filling", code)
+    }
+
+    fn device(&self, region: Region<'_>) -> Result<Address> {
+        let memory = CudaMemory::of(region.memory).filter(|memory| memory.is_of(self.context()));
+        let memory = memory.ok_or_else(foreign)?;
+        within(region.offset, region.len, region.memory.len())?;
+        Ok(memory.address + region.offset)
+    }
+
+    fn staging<'m>(
+        &self,
+        memory: &'m dyn StagingMemory,
+        offset: u64,
+        len: u64,
+    ) -> Result<(&'m CudaStaging, usize, usize)> {
+        let staging = CudaStaging::of(memory).filter(|memory| memory.is_of(self.context()));
+        let staging = staging.ok_or_else(foreign)?;
+        within(offset, len, memory.len() as u64)?;
+        #[allow(clippy::cast_possible_truncation, reason = "within memory that exists")]
+        Ok((staging, offset as usize, len as usize))
+    }
+}
+
+fn within(offset: u64, len: u64, size: u64) -> Result<()> {
+    if offset.checked_add(len).is_some_and(|end| end <= size) {
+        return Ok(());
+    }
+    Err(Error::record("a command", format!("{len} bytes at {offset} go past {size} bytes")))
+}
+
+fn length(region: Region<'_>) -> Result<usize> {
+    usize::try_from(region.len).map_err(|_| Error::Overflow { what: "a command".to_owned() })
+}
+
+fn foreign() -> Error {
+    Error::record("a command", "its memory belongs to another device")
+}

@@ -1,0 +1,241 @@
+//! A stream of the driver, and the events that tell how far it is.
+//!
+//! A fence is a number; the event recorded for it is kept until it is known to have passed, and is
+//! then used again. An event that was never recorded would count as passed, so it is listed only
+//! after it was recorded, and what waits for it is enqueued under the same lock.
+#![allow(unsafe_code, reason = "calls the driver")]
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use super::context::{Context, Entered};
+use super::driver::{self, Event, code};
+use crate::backend::{MAX_STREAMS, StreamId};
+use crate::sync::Mutex;
+use crate::{Error, Result};
+
+/// `CU_STREAM_NON_BLOCKING`: it does not wait for the legacy default stream.
+const NON_BLOCKING: u32 = 1;
+/// `CU_EVENT_DISABLE_TIMING`.
+const DISABLE_TIMING: u32 = 2;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) stream: driver::Stream,
+    /// A user's stream is not ours to destroy.
+    owned: bool,
+    marks: Mutex<Marks>,
+    /// The last number known to have passed.
+    passed: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Marks {
+    /// Numbers whose events were recorded and are not known to have passed, in order.
+    pending: VecDeque<(u64, Event)>,
+    /// The last number given out.
+    last: u64,
+    /// Events to record.
+    spare: Vec<Event>,
+}
+
+impl Lane {
+    /// A stream of our own.
+    pub(super) fn new(entered: &Entered<'_>) -> Result<Self> {
+        let mut stream = driver::Stream::NULL;
+        // SAFETY: `stream` is a place for the answer.
+        let code = unsafe {
+            (entered.driver().cuStreamCreateWithPriority)(&raw mut stream, NON_BLOCKING, 0)
+        };
+        entered.call("creating a stream", code)?;
+        Ok(Self::of(stream, true))
+    }
+
+    /// A user's stream.
+    pub(super) fn adopt(stream: driver::Stream) -> Self {
+        Self::of(stream, false)
+    }
+
+    fn of(stream: driver::Stream, owned: bool) -> Self {
+        let marks = Mutex::new(Marks::default());
+        Self { stream, owned, marks, passed: AtomicU64::new(0) }
+    }
+
+    /// Marks the stream's end with its next number.
+    pub(super) fn mark(&self, entered: &Entered<'_>) -> Result<u64> {
+        let mut marks = self.marks.lock();
+        let value = marks.last + 1;
+        marks.record(entered, self.stream, value)?;
+        Ok(value)
+    }
+
+    /// Marks the stream's end with this number, which must be a later one than all before.
+    pub(super) fn mark_as(&self, entered: &Entered<'_>, value: u64) -> Result<()> {
+        self.marks.lock().record(entered, self.stream, value)
+    }
+
+    /// Makes another stream wait, on the device, until this one has passed a number.
+    pub(super) fn hold_back(
+        &self,
+        entered: &Entered<'_>,
+        other: driver::Stream,
+        value: u64,
+    ) -> Result<()> {
+        let marks = self.marks.lock();
+        // The first that is not earlier: what has passed is not listed any more.
+        let Some((_, event)) = marks.pending.iter().find(|(number, _)| *number >= value) else {
+            return Ok(());
+        };
+        // SAFETY: both exist; the event was recorded, and under the lock it is not recorded again.
+        let code = unsafe { (entered.driver().cuStreamWaitEvent)(other, *event, 0) };
+        entered.call("making a stream wait", code)
+    }
+
+    /// Whether the stream is known to have passed a number, without asking it.
+    pub(super) fn known_passed(&self, value: u64) -> bool {
+        value <= self.passed.load(Ordering::Acquire)
+    }
+
+    /// Asks how far the stream is.
+    pub(super) fn has_passed(&self, entered: &Entered<'_>, value: u64) -> Result<bool> {
+        if self.known_passed(value) {
+            return Ok(true);
+        }
+        let mut marks = self.marks.lock();
+        while let Some((number, event)) = marks.pending.front().copied() {
+            // SAFETY: the event exists.
+            match unsafe { (entered.driver().cuEventQuery)(event) } {
+                code::NOT_READY => break,
+                code => entered.call("asking for an event", code)?,
+            }
+            marks.pending.pop_front();
+            marks.spare.push(event);
+            self.passed.fetch_max(number, Ordering::AcqRel);
+        }
+        Ok(self.known_passed(value))
+    }
+
+    /// Frees stream and events. Everything on the stream must be over, or nothing is freed.
+    pub(super) fn close(&self, entered: &Entered<'_>) {
+        if self.owned {
+            // SAFETY: the stream exists.
+            let code = unsafe { (entered.driver().cuStreamSynchronize)(self.stream) };
+            if entered.call("ending a stream", code).is_err() {
+                return;
+            }
+        }
+        let mut marks = self.marks.lock();
+        let pending = std::mem::take(&mut marks.pending);
+        let spare = std::mem::take(&mut marks.spare);
+        for event in pending.into_iter().map(|(_, event)| event).chain(spare) {
+            // SAFETY: made by `event` and named nowhere else. The driver keeps one that is pending
+            // until it has passed.
+            unsafe { (entered.driver().cuEventDestroy_v2)(event) };
+        }
+        if self.owned {
+            // SAFETY: ours, and nothing is on it.
+            unsafe { (entered.driver().cuStreamDestroy_v2)(self.stream) };
+        }
+    }
+}
+
+impl Marks {
+    fn record(
+        &mut self,
+        entered: &Entered<'_>,
+        stream: driver::Stream,
+        value: u64,
+    ) -> Result<()> {
+        let event = match self.spare.pop() {
+            Some(event) => event,
+            None => new_event(entered)?,
+        };
+        // SAFETY: both exist; nobody waits for a spare event.
+        let code = unsafe { (entered.driver().cuEventRecord)(event, stream) };
+        if let Err(error) = entered.call("recording an event", code) {
+            self.spare.push(event);
+            return Err(error);
+        }
+        self.pending.push_back((value, event));
+        self.last = value;
+        Ok(())
+    }
+}
+
+fn new_event(entered: &Entered<'_>) -> Result<Event> {
+    let mut event = Event::NULL;
+    // SAFETY: `event` is a place for the answer.
+    let code = unsafe { (entered.driver().cuEventCreate)(&raw mut event, DISABLE_TIMING) };
+    entered.call("creating an event", code)?;
+    Ok(event)
+}
+
+/// Streams of users that a device can know at a time: what is left of [`MAX_STREAMS`].
+const USERS: usize = MAX_STREAMS - OWN;
+
+/// Streams that a device has by itself.
+pub(super) const OWN: usize = 4;
+
+/// The lanes of a device: its own, and those of users' streams. They only become more.
+#[derive(Debug)]
+pub(super) struct Lanes {
+    context: Arc<Context>,
+    own: [Lane; OWN],
+    users: [OnceLock<Lane>; USERS],
+    /// Held while a user's stream is looked for or added.
+    adding: Mutex<()>,
+}
+
+impl Lanes {
+    pub(super) fn new(context: &Arc<Context>, own: [Lane; OWN]) -> Self {
+        let (context, adding) = (Arc::clone(context), Mutex::new(()));
+        Self { context, own, users: Default::default(), adding }
+    }
+
+    pub(super) fn get(&self, stream: StreamId) -> &Lane {
+        let place = usize::from(stream);
+        match self.own.get(place) {
+            Some(lane) => lane,
+            None => self.users[place - OWN].get().expect("a number that `of_user` gave"),
+        }
+    }
+
+    /// The number of a user's stream, which it keeps.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub(super) fn of_user(&self, stream: driver::Stream) -> Result<StreamId> {
+        let known = |lane: &Lane| !lane.owned && lane.stream == stream;
+        let _adding = self.adding.lock();
+        let users = self.users.iter().map(|user| user.get());
+        let all = self.own.iter().map(Some).chain(users);
+        for (number, lane) in (0u8..).zip(all) {
+            match lane {
+                Some(lane) if !known(lane) => {}
+                Some(_) => return Ok(number),
+                None => {
+                    let lane = Lane::adopt(stream);
+                    self.users[usize::from(number) - OWN].get_or_init(|| lane);
+                    return Ok(number);
+                }
+            }
+        }
+        let problem = format!("a device serves {USERS} streams of users; use the same ones again");
+        Err(Error::record("a binding to a CUDA stream", problem))
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Lane> {
+        self.own.iter().chain(self.users.iter().filter_map(OnceLock::get))
+    }
+}
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        // What is left of a lost device is left alone.
+        if let Ok(entered) = self.context.enter() {
+            self.all().for_each(|lane| lane.close(&entered));
+        }
+    }
+}
