@@ -24,6 +24,7 @@ unsafe_files=(
     "crates/batchline/src/source/window.rs: disjoint windows of one batch"
     "crates/batchline/src/staging/buffer.rs: slices of page-locked memory"
     "crates/batchline/tests/allocations.rs: an allocator that counts"
+    "crates/cuda-kernels-native/src/lib.rs: runs the CUDA kernels, which name memory by address"
     "crates/batchline/src/testing/faults.rs: works on memory by address, as a device does"
 )
 

@@ -8,25 +8,25 @@ use std::fmt;
 #[non_exhaustive]
 pub enum DType {
     /// IEEE 754 binary32.
-    F32,
+    F32 = 0,
     /// IEEE 754 binary16.
-    F16,
+    F16 = 1,
     /// bfloat16: the upper half of a binary32.
-    BF16,
+    BF16 = 2,
     /// IEEE 754 binary64.
-    F64,
+    F64 = 3,
     /// Signed, 8 bits.
-    I8,
+    I8 = 4,
     /// Signed, 16 bits.
-    I16,
+    I16 = 5,
     /// Signed, 32 bits.
-    I32,
+    I32 = 6,
     /// Signed, 64 bits.
-    I64,
+    I64 = 7,
     /// Unsigned, 8 bits.
-    U8,
+    U8 = 8,
     /// A byte that is 0 (false) or 1 (true).
-    Bool,
+    Bool = 9,
 }
 
 impl DType {

@@ -1,0 +1,808 @@
+// The kernels of the CUDA device. `ci/ptx.sh` makes kernels.ptx of this file, which is committed and
+// handed to the driver as text; building batchline needs neither clang nor the CUDA toolkit.
+//
+// What a conversion computes is defined by the host's kernel (../host/convert.rs), bit for bit.
+// Compiled as C++ with BATCHLINE_NATIVE, the same kernels run on the CPU and are compared with it
+// (crates/cuda-kernels-native).
+//
+// # Launching
+//
+// All kernels are right for any grid and block of up to 256 threads; what is said here is what is
+// fast. None uses shared memory. Addresses are multiples of their element's size, and source and
+// target don't overlap; 16-byte accesses are used where both are multiples of 16.
+//
+//   batchline_fill_u64, batchline_convert*:
+//       block (256), grid (min(ceil(elements / 4096), 4 * multiprocessors)), at least 1
+//   batchline_gather_rows, batchline_gather_convert_*: grid.x and block.y count rows; grid.y and
+//   block.x share out a row. A row is `units` long: row_bytes / 16 (/ 8, / 4, / 1 where that, or an
+//   address, is no multiple), or channels * pixels / (16 / size of the target's element).
+//       units >= 1024: block (256, 1), grid (min(rows, 2^31 - 1), 4)
+//       else: block (x, 256 / x) where x is units, rounded up to a power of two, at most 256;
+//             grid (ceil(rows / block.y), 1)
+//
+// # Why it is done this way
+//
+// A conversion is bound by memory. A thread makes 16 bytes of the target at a time, beside those of
+// its neighbours, so that a warp's stores are whole lines. Blocks of 256 threads, 4 on each
+// multiprocessor, with 12 bytes or more on the way for each thread, keep some 12 KiB per
+// multiprocessor on the way; at 3.35 TB/s and 1 us, of which u8 to f32 reads a fifth, 5 KiB are
+// needed. Sources that are read in strides rely on the first-level cache. Threads stay and loop:
+// where they are is divided out once, and then counted up.
+
+#ifdef BATCHLINE_NATIVE
+#define KERNEL(BLOCKS) extern "C" void
+#define INLINE inline
+#else
+// BLOCKS of 256 threads fit on a multiprocessor, at least.
+#define KERNEL(BLOCKS)                                                                             \
+    extern "C" __attribute__((global)) __attribute__((launch_bounds(256, BLOCKS))) void
+#define INLINE inline __attribute__((always_inline))
+// All functions are for the device.
+#pragma clang force_cuda_host_device begin
+#endif
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+// The codes of element types: those of `DType` (../../dtype.rs).
+enum : u32 {
+    CODE_F32 = 0,
+    CODE_F16 = 1,
+    CODE_BF16 = 2,
+    CODE_F64 = 3,
+    CODE_I8 = 4,
+    CODE_I16 = 5,
+    CODE_I32 = 6,
+    CODE_I64 = 7,
+    CODE_U8 = 8,
+    CODE_BOOL = 9,
+};
+
+// The bits of `flags`.
+enum : u32 {
+    // Scale and bias are applied, one of each per channel of the source's element.
+    FLAG_AFFINE = 1,
+    // The source's channels come before its pixels.
+    FLAG_SOURCE_NCHW = 2,
+    // The target's do.
+    FLAG_TARGET_NCHW = 4,
+};
+
+namespace {
+
+// ---- Where a thread is ----------------------------------------------------------------------
+
+struct Index {
+    u32 x, y;
+};
+
+#ifdef BATCHLINE_NATIVE
+// Set by whoever runs the kernels on the CPU.
+thread_local Index native_thread, native_block, native_block_size, native_grid_size;
+INLINE Index thread_index() { return native_thread; }
+INLINE Index block_index() { return native_block; }
+INLINE Index block_size() { return native_block_size; }
+INLINE Index grid_size() { return native_grid_size; }
+#else
+INLINE Index thread_index() {
+    return {(u32)__nvvm_read_ptx_sreg_tid_x(), (u32)__nvvm_read_ptx_sreg_tid_y()};
+}
+INLINE Index block_index() {
+    return {(u32)__nvvm_read_ptx_sreg_ctaid_x(), (u32)__nvvm_read_ptx_sreg_ctaid_y()};
+}
+INLINE Index block_size() {
+    return {(u32)__nvvm_read_ptx_sreg_ntid_x(), (u32)__nvvm_read_ptx_sreg_ntid_y()};
+}
+INLINE Index grid_size() {
+    return {(u32)__nvvm_read_ptx_sreg_nctaid_x(), (u32)__nvvm_read_ptx_sreg_nctaid_y()};
+}
+#endif
+
+// A thread's part of a loop: first, first + step, ...
+struct Span {
+    u64 first, step;
+};
+
+// Of a loop that the whole grid shares.
+INLINE Span span_of_grid() {
+    return {(u64)block_index().x * block_size().x + thread_index().x,
+            (u64)grid_size().x * block_size().x};
+}
+
+// Of the rows of a gather.
+INLINE Span span_of_rows() {
+    return {(u64)block_index().x * block_size().y + thread_index().y,
+            (u64)grid_size().x * block_size().y};
+}
+
+// Of one such row.
+INLINE Span span_in_row() {
+    return {(u64)block_index().y * block_size().x + thread_index().x,
+            (u64)grid_size().y * block_size().x};
+}
+
+// An index that grows by a fixed step, and its digits:
+// index = (high * middles + middle) * lows + low.
+struct Position {
+    u64 index, low, middle, high;
+
+    Position(Span span, u64 lows, u64 middles)
+        : index(span.first), low(span.first % lows), middle(span.first / lows % middles),
+          high(span.first / lows / middles), lows(lows), middles(middles), step(span.step),
+          step_low(span.step % lows), step_middle(span.step / lows % middles),
+          step_high(span.step / lows / middles) {}
+
+    void advance() {
+        index += step;
+        low += step_low;
+        middle += step_middle;
+        high += step_high;
+        if (low >= lows) {
+            low -= lows;
+            middle += 1;
+        }
+        if (middle >= middles) {
+            middle -= middles;
+            high += 1;
+        }
+    }
+
+private:
+    u64 lows, middles, step, step_low, step_middle, step_high;
+};
+
+// ---- Memory ---------------------------------------------------------------------------------
+
+#ifdef BATCHLINE_NATIVE
+template <u32 COUNT>
+struct alignas(4 * COUNT) Words {
+    u32 word[COUNT];
+    u32 operator[](u32 i) const { return word[i]; }
+    u32 &operator[](u32 i) { return word[i]; }
+};
+typedef Words<2> Words2;
+typedef Words<4> Words4;
+
+template <class W>
+inline W fetch(const W *at) {
+    return *at;
+}
+#else
+typedef u32 Words2 __attribute__((ext_vector_type(2)));
+typedef u32 Words4 __attribute__((ext_vector_type(4)));
+
+// From memory that no thread of the grid writes, so that later loads may come before earlier stores.
+INLINE u8 fetch(const u8 *at) { return __nvvm_ldg_uc(at); }
+INLINE u16 fetch(const u16 *at) { return __nvvm_ldg_us(at); }
+INLINE u32 fetch(const u32 *at) { return __nvvm_ldg_ui(at); }
+INLINE u64 fetch(const u64 *at) { return __nvvm_ldg_ull(at); }
+INLINE float fetch(const float *at) { return __nvvm_ldg_f(at); }
+INLINE Words2 fetch(const Words2 *at) { return __nvvm_ldg_ui2(at); }
+INLINE Words4 fetch(const Words4 *at) { return __nvvm_ldg_ui4(at); }
+#endif
+
+// ---- Numbers --------------------------------------------------------------------------------
+
+INLINE u32 bits_of(float x) { return __builtin_bit_cast(u32, x); }
+INLINE u64 bits_of(double x) { return __builtin_bit_cast(u64, x); }
+INLINE float float_of(u32 bits) { return __builtin_bit_cast(float, bits); }
+INLINE double double_of(u64 bits) { return __builtin_bit_cast(double, bits); }
+
+// Any NaN to the one that results have.
+INLINE float canonical(float x) { return x != x ? float_of(0x7fc00000) : x; }
+
+// bits / 2^places, to nearest, ties to even.
+INLINE u32 round_off(u32 bits, u32 places) {
+    return (bits + ((1u << (places - 1)) - 1 + (bits >> places & 1))) >> places;
+}
+
+#ifdef BATCHLINE_NATIVE
+INLINE float flush_by_bits(float x) {
+    u32 bits = bits_of(x);
+    return float_of((bits & 0x7f800000) == 0 ? bits & 0x80000000 : bits);
+}
+
+INLINE float add_flushed(float a, float b) {
+    return flush_by_bits(flush_by_bits(a) + flush_by_bits(b));
+}
+
+INLINE u32 half_of(float x) {
+    u32 bits = bits_of(x), magnitude = bits & 0x7fffffff, sign = bits >> 16 & 0x8000;
+    if (magnitude > 0x7f800000) return 0x7e00;
+    // 2^16 and more.
+    if (magnitude >= 0x47800000) return sign | 0x7c00;
+    // Below 2^-14: the last place of 0.5 is 2^-24, so the sum is rounded to a multiple of that.
+    if (magnitude < 0x38800000) return sign | (bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f));
+    return sign | round_off(magnitude - (112 << 23), 13);
+}
+
+INLINE float float_of_half(u32 half) {
+    u32 magnitude = half & 0x7fff, sign = (half & 0x8000) << 16;
+    if (magnitude >= 0x7c00) return float_of(sign | 0x7f800000 | magnitude << 13);
+    // Subnormal: a multiple of 2^-24.
+    if (magnitude < 0x0400) return float_of(sign | bits_of((float)magnitude * float_of(103 << 23)));
+    return float_of(sign | ((magnitude << 13) + (112 << 23)));
+}
+#else
+// The sum, with subnormal numbers taken as zeros of the same sign, both operands and the result. A
+// sum in the range of subnormals is exact, so it does not matter whether the result is looked at
+// before it is rounded or after.
+INLINE float add_flushed(float a, float b) { return __nvvm_add_rn_ftz_f(a, b); }
+
+// To nearest, ties to even; subnormals are kept.
+INLINE u32 half_of(float x) {
+    u16 half;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(x));
+    return x != x ? 0x7e00 : half;
+}
+
+INLINE float float_of_half(u32 half) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"((u16)half));
+    return x;
+}
+#endif
+
+// A zero of the same sign for a subnormal number.
+INLINE float flush(float x) { return add_flushed(x, -0.0f); }
+
+INLINE u32 bfloat_of(float x) { return x != x ? 0x7fc0 : round_off(bits_of(x), 16); }
+
+// x and scale are flushed already. The product is rounded with gradual underflow and flushed as an
+// operand of the sum. Nothing is fused: -ffp-contract=off. The result may be any NaN.
+INLINE float affine(float x, float scale, float bias) { return add_flushed(x * scale, bias); }
+
+// The element types of the specialised kernels. `read` makes the number of the element's bits,
+// `write` makes the bits of the element nearest to a number.
+struct F32 {
+    static constexpr u32 size = 4;
+    static constexpr bool may_be_subnormal = true;
+    static float read(u32 bits) { return float_of(bits); }
+    static u32 write(float x) { return bits_of(canonical(x)); }
+};
+struct F16 {
+    static constexpr u32 size = 2;
+    // As an f32, none of them is.
+    static constexpr bool may_be_subnormal = false;
+    static float read(u32 bits) { return float_of_half(bits); }
+    static u32 write(float x) { return half_of(x); }
+};
+struct BF16 {
+    static constexpr u32 size = 2;
+    static u32 write(float x) { return bfloat_of(x); }
+};
+struct U8 {
+    static constexpr u32 size = 1;
+    static constexpr bool may_be_subnormal = false;
+    static float read(u32 bits) { return (float)bits; }
+};
+struct I8 {
+    static constexpr u32 size = 1;
+    static constexpr bool may_be_subnormal = false;
+    static float read(u32 bits) { return (float)(signed char)bits; }
+};
+
+template <class A, class B>
+constexpr bool same = false;
+template <class A>
+constexpr bool same<A, A> = true;
+
+// Whether a conversion without map differs from one with scale 1 and bias -0: that one flushes, and
+// makes NaN canonical.
+template <class S, class D>
+constexpr bool plain_differs = same<S, D> || (same<S, F32> && same<D, BF16>);
+
+// One element, from its bits to the target's.
+template <class S, class D, bool MAP>
+INLINE u32 convert_bits(u32 bits, float scale, float bias) {
+    if constexpr (MAP) {
+        float x = S::read(bits);
+        return D::write(affine(S::may_be_subnormal ? flush(x) : x, scale, bias));
+    } else if constexpr (same<S, D>) {
+        return bits;
+    } else {
+        return D::write(S::read(bits));
+    }
+}
+
+// Scales and biases, or none of them, which stands for 1 and -0.
+struct Factors {
+    const float *scales, *biases;
+
+    float scale(u64 channel) const { return scales ? flush(fetch(scales + channel)) : 1.0f; }
+    float bias(u64 channel) const { return biases ? fetch(biases + channel) : -0.0f; }
+};
+
+// ---- Adjacent elements ----------------------------------------------------------------------
+
+template <class W, u32 WIDTH, u32 COUNT>
+INLINE void load_words(const u8 *at, u32 (&words)[COUNT]) {
+#pragma unroll
+    for (u32 i = 0; i < COUNT / WIDTH; ++i) {
+        W wide = fetch((const W *)at + i);
+#pragma unroll
+        for (u32 j = 0; j < WIDTH; ++j) words[i * WIDTH + j] = wide[j];
+    }
+}
+
+// The bits of adjacent elements, in accesses as wide as the length allows.
+template <class S, u32 COUNT>
+INLINE void load(const u8 *at, u32 (&bits)[COUNT]) {
+    if constexpr (COUNT * S::size % 4 != 0) {
+#pragma unroll
+        for (u32 i = 0; i < COUNT; ++i) {
+            if constexpr (S::size == 1) bits[i] = fetch(at + i);
+            if constexpr (S::size == 2) bits[i] = fetch((const u16 *)at + i);
+        }
+    } else {
+        constexpr u32 WORDS = COUNT * S::size / 4, EACH = 4 / S::size;
+        u32 words[WORDS];
+        if constexpr (WORDS % 4 == 0) {
+            load_words<Words4, 4>(at, words);
+        } else if constexpr (WORDS % 2 == 0) {
+            load_words<Words2, 2>(at, words);
+        } else {
+#pragma unroll
+            for (u32 i = 0; i < WORDS; ++i) words[i] = fetch((const u32 *)at + i);
+        }
+#pragma unroll
+        for (u32 i = 0; i < COUNT; ++i) {
+            u32 shifted = words[i / EACH] >> (i % EACH * 8 * S::size);
+            bits[i] = S::size == 4 ? shifted : shifted & ((1u << (8 * S::size % 32)) - 1);
+        }
+    }
+}
+
+// Stores one element, or 16 bytes of them.
+template <class D, u32 COUNT>
+INLINE void store(u8 *at, const u32 (&bits)[COUNT]) {
+    static_assert(COUNT == 1 || COUNT * D::size == 16, "one element or 16 bytes");
+    if constexpr (COUNT == 1) {
+        if constexpr (D::size == 2) *(u16 *)at = (u16)bits[0];
+        if constexpr (D::size == 4) *(u32 *)at = bits[0];
+    } else {
+        Words4 wide;
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            wide[i] = D::size == 4 ? bits[i] : bits[2 * i % COUNT] | bits[(2 * i + 1) % COUNT] << 16;
+        }
+        *(Words4 *)at = wide;
+    }
+}
+
+INLINE bool aligned(const void *a, const void *b, u64 bytes) {
+    return (((u64)a | (u64)b) & (bytes - 1)) == 0;
+}
+
+// ---- Specialised conversions ----------------------------------------------------------------
+
+// What is to be converted, and how. `from_planes`, `to_planes`: source, target are NCHW.
+struct Job {
+    const u8 *src;
+    u8 *dst;
+    u64 elements, channels, pixels;
+    bool from_planes, to_planes;
+    Factors factors;
+};
+
+// Elements that are 16 bytes of the target.
+template <class D>
+constexpr u64 group = 16 / D::size;
+
+// Any job, one element at a time, from the target's element `begin` on.
+template <class S, class D, bool MAP>
+INLINE void convert_each(Span span, const Job &job, u64 begin) {
+    u64 lows = job.to_planes ? job.pixels : job.channels;
+    u64 middles = job.to_planes ? job.channels : job.pixels;
+    Position at({begin + span.first, span.step}, lows, middles);
+    for (; at.index < job.elements; at.advance()) {
+        u64 source = at.index;
+        if (job.from_planes != job.to_planes) source = (at.high * lows + at.low) * middles + at.middle;
+        u64 channel = job.to_planes ? at.middle : at.low;
+        u32 bits[1];
+        load<S>(job.src + source * S::size, bits);
+        float scale = MAP ? job.factors.scale(channel) : 0, bias = MAP ? job.factors.bias(channel) : 0;
+        u32 converted[1] = {convert_bits<S, D, MAP>(bits[0], scale, bias)};
+        store<D>(job.dst + at.index * D::size, converted);
+    }
+}
+
+// Elements stay in order, and a channel's are `channels` apart. Returns how many are done.
+template <class S, class D, bool MAP>
+INLINE u64 convert_in_order(Span span, const Job &job) {
+    constexpr u32 G = group<D>;
+    // Groups of a thread at a time: 16 bytes of the source, so that enough is on the way.
+    constexpr u32 DEPTH = G * S::size < 16 ? 16 / (G * S::size) : 1;
+    u64 groups = job.elements / G;
+    // As many threads as make each one's channels the same in every round.
+    u64 step = span.step - span.step % job.channels;
+    if (span.first >= step) return groups * G;
+
+    float scale[G] = {}, bias[G] = {};
+    if constexpr (MAP) {
+        u64 channel = span.first * G % job.channels;
+#pragma unroll
+        for (u32 i = 0; i < G; ++i) {
+            scale[i] = job.factors.scale(channel);
+            bias[i] = job.factors.bias(channel);
+            channel = channel + 1 == job.channels ? 0 : channel + 1;
+        }
+    }
+    for (u64 first = span.first; first < groups; first += DEPTH * step) {
+        u32 bits[DEPTH][G];
+#pragma unroll
+        for (u32 k = 0; k < DEPTH; ++k) {
+            if (first + k * step < groups) {
+                load<S>(job.src + (first + k * step) * G * S::size, bits[k]);
+            }
+        }
+#pragma unroll
+        for (u32 k = 0; k < DEPTH; ++k) {
+            if (first + k * step < groups) {
+#pragma unroll
+                for (u32 i = 0; i < G; ++i) {
+                    bits[k][i] = convert_bits<S, D, MAP>(bits[k][i], scale[i], bias[i]);
+                }
+                store<D>(job.dst + (first + k * step) * G * D::size, bits[k]);
+            }
+        }
+    }
+    return groups * G;
+}
+
+// Elements stay in order, and a channel's lie in a plane that is a multiple of 16 bytes long.
+// Returns how many are done.
+template <class S, class D>
+INLINE u64 convert_planes(Span span, const Job &job) {
+    constexpr u32 G = group<D>;
+    u64 groups = job.elements / G;
+    for (Position at(span, job.pixels / G, job.channels); at.index < groups; at.advance()) {
+        float scale = job.factors.scale(at.middle), bias = job.factors.bias(at.middle);
+        u32 bits[G];
+        load<S>(job.src + at.index * G * S::size, bits);
+#pragma unroll
+        for (u32 i = 0; i < G; ++i) bits[i] = convert_bits<S, D, true>(bits[i], scale, bias);
+        store<D>(job.dst + at.index * G * D::size, bits);
+    }
+    return groups * G;
+}
+
+// Images of three channels change their order, G pixels of a plane at a time.
+template <class S, class D, bool MAP, u32 G>
+INLINE void convert_images(Span span, const Job &job) {
+    constexpr u32 C = 3;
+    float scale[C] = {}, bias[C] = {};
+    if constexpr (MAP) {
+#pragma unroll
+        for (u32 c = 0; c < C; ++c) {
+            scale[c] = job.factors.scale(c);
+            bias[c] = job.factors.bias(c);
+        }
+    }
+    u64 in_image = job.pixels / G, groups = job.elements / C / G;
+    for (Position at(span, in_image, ~0ull); at.index < groups; at.advance()) {
+        // Of the pixels that lie together, and of those in the first plane.
+        u64 packed = at.index * G * C, plane = at.middle * C * job.pixels + at.low * G;
+        u32 bits[C * G];
+        if (job.to_planes) {
+            load<S>(job.src + packed * S::size, bits);
+#pragma unroll
+            for (u32 c = 0; c < C; ++c) {
+                u32 converted[G];
+#pragma unroll
+                for (u32 i = 0; i < G; ++i) {
+                    converted[i] = convert_bits<S, D, MAP>(bits[i * C + c], scale[c], bias[c]);
+                }
+                store<D>(job.dst + (plane + c * job.pixels) * D::size, converted);
+            }
+        } else {
+#pragma unroll
+            for (u32 c = 0; c < C; ++c) {
+                u32 loaded[G];
+                load<S>(job.src + (plane + c * job.pixels) * S::size, loaded);
+#pragma unroll
+                for (u32 i = 0; i < G; ++i) {
+                    bits[i * C + c] = convert_bits<S, D, MAP>(loaded[i], scale[c], bias[c]);
+                }
+            }
+#pragma unroll
+            for (u32 k = 0; k < C; ++k) {
+                u32 converted[G];
+#pragma unroll
+                for (u32 i = 0; i < G; ++i) converted[i] = bits[k * G + i];
+                store<D>(job.dst + (packed + k * G) * D::size, converted);
+            }
+        }
+    }
+}
+
+template <class S, class D, bool MAP>
+INLINE void convert_job(Span span, const Job &job) {
+    bool wide = aligned(job.src, job.dst, 16), whole = job.pixels % group<D> == 0;
+    if (job.from_planes != job.to_planes) {
+        if (job.channels != 3) {
+            convert_each<S, D, MAP>(span, job, 0);
+        } else if (wide && whole) {
+            convert_images<S, D, MAP, group<D>>(span, job);
+        } else {
+            convert_images<S, D, MAP, 1>(span, job);
+        }
+        return;
+    }
+    u64 done = 0;
+    if (wide && !job.from_planes && job.channels <= span.step / 8) {
+        done = convert_in_order<S, D, MAP>(span, job);
+    }
+    if constexpr (MAP) {
+        if (wide && job.from_planes && whole) done = convert_planes<S, D>(span, job);
+    }
+    convert_each<S, D, MAP>(span, job, done);
+}
+
+template <class S, class D>
+INLINE void convert(Span span, const u8 *src, u8 *dst, u64 elements, u64 channels, u64 pixels,
+                    u32 flags, const float *scale, const float *bias) {
+    if (elements == 0) return;
+    bool map = flags & FLAG_AFFINE;
+    Job job = {src, dst, elements, channels, pixels, (flags & FLAG_SOURCE_NCHW) != 0,
+               (flags & FLAG_TARGET_NCHW) != 0, {map ? scale : nullptr, map ? bias : nullptr}};
+    // With one channel or one pixel all orders are the same, and with no map that of source and
+    // target is of no matter.
+    if (channels == 1 || pixels == 1) job.from_planes = job.to_planes = false;
+    if (job.from_planes == job.to_planes && !map) {
+        job.from_planes = job.to_planes = false;
+        job.channels = 1;
+    }
+    // Only whole images can be put in another order.
+    if (job.from_planes != job.to_planes) job.elements -= elements % (channels * pixels);
+
+    if constexpr (plain_differs<S, D>) {
+        if (!map) return convert_job<S, D, false>(span, job);
+    }
+    convert_job<S, D, true>(span, job);
+}
+
+// ---- Any conversion -------------------------------------------------------------------------
+
+// The value of an element, without loss: an f64, or an i64 where that says more.
+struct Value {
+    bool integer;
+    double number;
+    i64 whole;
+};
+
+INLINE Value number(double x) { return {false, x, 0}; }
+
+INLINE u32 size_of(u32 code) {
+    switch (code) {
+    case CODE_I8:
+    case CODE_U8:
+    case CODE_BOOL: return 1;
+    case CODE_F16:
+    case CODE_BF16:
+    case CODE_I16: return 2;
+    case CODE_F32:
+    case CODE_I32: return 4;
+    default: return 8;
+    }
+}
+
+INLINE u64 load_any(const u8 *src, u64 index, u32 size) {
+    switch (size) {
+    case 1: return fetch(src + index);
+    case 2: return fetch((const u16 *)src + index);
+    case 4: return fetch((const u32 *)src + index);
+    default: return fetch((const u64 *)src + index);
+    }
+}
+
+INLINE void store_any(u8 *dst, u64 index, u32 size, u64 bits) {
+    switch (size) {
+    case 1: dst[index] = (u8)bits; break;
+    case 2: ((u16 *)dst)[index] = (u16)bits; break;
+    case 4: ((u32 *)dst)[index] = (u32)bits; break;
+    default: ((u64 *)dst)[index] = bits;
+    }
+}
+
+INLINE Value read_any(u32 code, u64 bits) {
+    switch (code) {
+    case CODE_F32: return number(float_of((u32)bits));
+    case CODE_F16: return number(float_of_half((u32)bits));
+    case CODE_BF16: return number(float_of((u32)bits << 16));
+    case CODE_F64: return number(double_of(bits));
+    case CODE_I8: return number((signed char)bits);
+    case CODE_I16: return number((short)bits);
+    case CODE_I32: return number((int)bits);
+    case CODE_I64: return {true, 0, (i64)bits};
+    case CODE_U8: return number((double)(u32)bits);
+    default: return number(bits != 0 ? 1 : 0);
+    }
+}
+
+// As an f32, rounded to odd: where it lies between two floats, the one whose last bit is set. That
+// is no tie of a type with 22 bits or fewer, so rounding it to such a type rounds the value itself.
+INLINE float odd(double x) {
+    float near = (float)x;
+    double back = near;
+    u32 bits = bits_of(near);
+    if (back == x || x != x || (bits & 1)) return near;
+    // Also from infinity to the largest number.
+    bool further = (back < 0 ? -back : back) > (x < 0 ? -x : x);
+    return float_of(further ? bits - 1 : bits + 1);
+}
+
+// As an f64 if it fits, else a number between the same multiples of 2^11, which is rounded alike.
+INLINE double sticky(i64 x) {
+    const i64 fits = 1ll << 53;
+    i64 rest = x & 0x7ff;
+    return (x > -fits && x < fits) || rest == 0 ? (double)x : (double)(x - rest + 0x400);
+}
+
+INLINE float narrow(const Value &value) {
+    return odd(value.integer ? sticky(value.whole) : value.number);
+}
+
+INLINE float nearest_float(const Value &value) {
+    return canonical(value.integer ? (float)value.whole : (float)value.number);
+}
+
+INLINE i64 clamp(const Value &value, i64 least, i64 most) {
+    if (value.integer) {
+        return value.whole < least ? least : value.whole > most ? most : value.whole;
+    }
+    // From 2^52 on there is no fraction, so that the sum is a whole number; ties go to even.
+    const double places = 4503599627370496.0;
+    double x = value.number, magnitude = x < 0 ? -x : x;
+    if (x != x) return 0;
+    if (magnitude < places) {
+        magnitude = (magnitude + places) - places;
+        x = x < 0 ? -magnitude : magnitude;
+    }
+    // 2^63 is a number, the largest i64 is none.
+    if (x >= 9223372036854775808.0) return most;
+    if (x < -9223372036854775808.0) return least;
+    i64 whole = (i64)x;
+    return whole < least ? least : whole > most ? most : whole;
+}
+
+INLINE u64 write_any(u32 code, const Value &value) {
+    switch (code) {
+    case CODE_F32: return bits_of(nearest_float(value));
+    case CODE_F16: return half_of(narrow(value));
+    case CODE_BF16: return bfloat_of(narrow(value));
+    case CODE_F64: {
+        double x = value.integer ? (double)value.whole : value.number;
+        return x != x ? 0x7ff8000000000000 : bits_of(x);
+    }
+    case CODE_I8: return (u64)clamp(value, -0x80, 0x7f);
+    case CODE_I16: return (u64)clamp(value, -0x8000, 0x7fff);
+    case CODE_I32: return (u64)clamp(value, -0x80000000ll, 0x7fffffff);
+    case CODE_I64: return (u64)clamp(value, -0x7fffffffffffffffll - 1, 0x7fffffffffffffffll);
+    case CODE_U8: return (u64)clamp(value, 0, 0xff);
+    default: return value.integer ? value.whole != 0 : value.number != 0;
+    }
+}
+
+// ---- Gathering ------------------------------------------------------------------------------
+
+template <class W>
+INLINE void copy_row(Span span, const u8 *__restrict__ src, u8 *__restrict__ dst, u64 row_bytes) {
+    u64 words = row_bytes / sizeof(W);
+#pragma unroll 4
+    for (u64 i = span.first; i < words; i += span.step) ((W *)dst)[i] = fetch((const W *)src + i);
+}
+
+// A row of the source is one image of bytes.
+template <class D>
+INLINE void gather_convert(const u8 *src, u8 *dst, const u64 *indices, u64 rows, u64 channels,
+                           u64 pixels, u32 flags, const float *scale, const float *bias) {
+    u64 elements = channels * pixels;
+    Span some = span_of_rows();
+    for (u64 row = some.first; row < rows; row += some.step) {
+        convert<U8, D>(span_in_row(), src + fetch(indices + row) * elements, dst + row * elements * D::size,
+                       elements, channels, pixels, flags, scale, bias);
+    }
+}
+
+} // namespace
+
+#ifndef BATCHLINE_NATIVE
+#pragma clang force_cuda_host_device end
+#endif
+
+// ---- Kernels --------------------------------------------------------------------------------
+
+// `count` words become `value`.
+KERNEL(4) batchline_fill_u64(u64 *dst, u64 count, u64 value) {
+    Span span = span_of_grid();
+    for (u64 i = span.first; i < count; i += span.step) dst[i] = value;
+}
+
+// Any conversion. `from` and `to` are codes. With FLAG_AFFINE, `scale` and `bias` hold `channels`
+// floats each; else they are not looked at. `channels` and `pixels` are at least 1. Where the order
+// changes, `elements` is a multiple of both together; what is beyond it is left.
+KERNEL(4) batchline_convert(const void *__restrict__ src, void *__restrict__ dst, u64 elements, u32 from,
+                         u32 to, u64 channels, u64 pixels, u32 flags,
+                         const float *__restrict__ scale, const float *__restrict__ bias) {
+    if (elements == 0) return;
+    bool map = flags & FLAG_AFFINE, from_planes = flags & FLAG_SOURCE_NCHW;
+    bool to_planes = flags & FLAG_TARGET_NCHW, moved = from_planes != to_planes;
+    u32 from_size = size_of(from), to_size = size_of(to);
+    u64 lows = to_planes ? pixels : channels, middles = to_planes ? channels : pixels;
+    if (moved) elements -= elements % (channels * pixels);
+    Factors factors = {scale, bias};
+    for (Position at(span_of_grid(), lows, middles); at.index < elements; at.advance()) {
+        u64 source = moved ? (at.high * lows + at.low) * middles + at.middle : at.index;
+        u64 bits = load_any((const u8 *)src, source, from_size);
+        if (map || from != to) {
+            Value value = read_any(from, bits);
+            if (map) {
+                u64 channel = to_planes ? at.middle : at.low;
+                float x = flush(nearest_float(value));
+                value = number(affine(x, factors.scale(channel), factors.bias(channel)));
+            }
+            bits = write_any(to, value);
+        }
+        store_any((u8 *)dst, at.index, to_size, bits);
+    }
+}
+
+// The same for the pairs that training uses, faster. Fast are: source and target in the same order;
+// three channels that change theirs, with whole groups of 16 bytes in a plane of the target. All
+// else is right.
+#define CONVERT(FROM, TO, S, D)                                                                    \
+    KERNEL(4) batchline_convert_##FROM##_##TO(const void *__restrict__ src, void *__restrict__ dst,   \
+                                           u64 elements, u64 channels, u64 pixels, u32 flags,      \
+                                           const float *__restrict__ scale,                        \
+                                           const float *__restrict__ bias) {                       \
+        convert<S, D>(span_of_grid(), (const u8 *)src, (u8 *)dst, elements, channels, pixels,      \
+                      flags, scale, bias);                                                         \
+    }
+CONVERT(u8, f32, U8, F32)
+CONVERT(u8, f16, U8, F16)
+CONVERT(u8, bf16, U8, BF16)
+CONVERT(i8, f32, I8, F32)
+CONVERT(i8, f16, I8, F16)
+CONVERT(i8, bf16, I8, BF16)
+CONVERT(f16, f32, F16, F32)
+CONVERT(f16, f16, F16, F16)
+CONVERT(f16, bf16, F16, BF16)
+CONVERT(f32, f32, F32, F32)
+CONVERT(f32, f16, F32, F16)
+CONVERT(f32, bf16, F32, BF16)
+
+// Row i of the target becomes row indices[i] of the source, which may be mapped memory of the host.
+KERNEL(2) batchline_gather_rows(const u8 *__restrict__ src, u8 *__restrict__ dst,
+                             const u64 *__restrict__ indices, u64 rows, u64 row_bytes) {
+    u64 common = (u64)src | (u64)dst | row_bytes;
+    Span some = span_of_rows(), span = span_in_row();
+    for (u64 row = some.first; row < rows; row += some.step) {
+        const u8 *from = src + fetch(indices + row) * row_bytes;
+        u8 *to = dst + row * row_bytes;
+        if (common % 16 == 0) {
+            copy_row<Words4>(span, from, to, row_bytes);
+        } else if (common % 8 == 0) {
+            copy_row<u64>(span, from, to, row_bytes);
+        } else if (common % 4 == 0) {
+            copy_row<u32>(span, from, to, row_bytes);
+        } else {
+            copy_row<u8>(span, from, to, row_bytes);
+        }
+    }
+}
+
+// As batchline_gather_rows, converting on the way: a row is one image of `channels` and `pixels`.
+#define GATHER_CONVERT(FROM, TO, D)                                                                \
+    KERNEL(2) batchline_gather_convert_##FROM##_##TO(                                                 \
+        const u8 *__restrict__ src, void *__restrict__ dst, const u64 *__restrict__ indices,       \
+        u64 rows, u64 channels, u64 pixels, u32 flags, const float *__restrict__ scale,            \
+        const float *__restrict__ bias) {                                                          \
+        gather_convert<D>(src, (u8 *)dst, indices, rows, channels, pixels, flags, scale, bias);    \
+    }
+GATHER_CONVERT(u8, f32, F32)
+GATHER_CONVERT(u8, f16, F16)
+GATHER_CONVERT(u8, bf16, BF16)

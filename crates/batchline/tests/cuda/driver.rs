@@ -1,0 +1,139 @@
+//! The few driver calls that the tests make themselves, as a user's kernels would.
+#![allow(unsafe_code, reason = "calls the driver, as a user does")]
+
+use std::ffi::{CString, c_char, c_void};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use batchline::CudaStream;
+use libloading::{Library, Symbol};
+
+/// The driver's library.
+pub(crate) struct Driver(Library);
+
+type Code = u32;
+
+impl Driver {
+    pub(crate) fn load() -> Self {
+        // SAFETY: batchline has loaded it before.
+        Self(unsafe { Library::new("libcuda.so.1").or_else(|_| Library::new("libcuda.so")) }.unwrap())
+    }
+
+    fn get<F>(&self, name: &str) -> Symbol<'_, F> {
+        // SAFETY: callers name the signature of the driver's documentation.
+        unsafe { self.0.get(name.as_bytes()) }.unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    /// A stream that does not wait for the default one.
+    pub(crate) fn stream(&self) -> CudaStream {
+        let create = self.get::<unsafe extern "C" fn(*mut *mut c_void, u32) -> Code>("cuStreamCreate");
+        let mut stream = std::ptr::null_mut();
+        // SAFETY: a place for the answer; the context is current on this thread by then.
+        assert_eq!(unsafe { create(&raw mut stream, 1) }, 0);
+        // SAFETY: it is never destroyed.
+        unsafe { CudaStream::from_raw(stream) }
+    }
+
+    pub(crate) fn synchronize(&self, stream: CudaStream) -> Code {
+        let call = self.get::<unsafe extern "C" fn(*mut c_void) -> Code>("cuStreamSynchronize");
+        // SAFETY: the stream exists.
+        unsafe { call(stream.as_raw()) }
+    }
+
+    /// Holds a stream back until the gate is opened.
+    pub(crate) fn hold(&self, stream: CudaStream) -> Gate {
+        extern "C" fn wait(gate: *mut c_void) {
+            // SAFETY: the box that was given to this one call.
+            let gate = unsafe { Box::from_raw(gate.cast::<Receiver<()>>()) };
+            // A test that fails must not hang.
+            let _ = gate.recv_timeout(Duration::from_secs(20));
+        }
+        let (open, gate) = channel::<()>();
+        let call = self.get::<unsafe extern "C" fn(
+            *mut c_void,
+            extern "C" fn(*mut c_void),
+            *mut c_void,
+        ) -> Code>("cuLaunchHostFunc");
+        let gate = Box::into_raw(Box::new(gate));
+        // SAFETY: the function takes the box.
+        assert_eq!(unsafe { call(stream.as_raw(), wait, gate.cast()) }, 0);
+        Gate(open)
+    }
+
+    /// Reads device memory on a stream; the bytes are there once the stream has come so far.
+    pub(crate) fn read(&self, stream: CudaStream, address: u64, bytes: &mut [u8]) {
+        let call = self.get::<unsafe extern "C" fn(*mut c_void, u64, usize, *mut c_void) -> Code>(
+            "cuMemcpyDtoHAsync_v2",
+        );
+        let target = bytes.as_mut_ptr().cast();
+        // SAFETY: the caller keeps both until the stream was waited for.
+        assert_eq!(unsafe { call(target, address, bytes.len(), stream.as_raw()) }, 0);
+    }
+
+    /// Page-locked memory, so that a copy to it does not make the caller wait.
+    pub(crate) fn page_locked(&self, bytes: usize) -> &'static mut [u8] {
+        let call =
+            self.get::<unsafe extern "C" fn(*mut *mut c_void, usize, u32) -> Code>("cuMemHostAlloc");
+        let mut start = std::ptr::null_mut();
+        // SAFETY: a place for the answer.
+        assert_eq!(unsafe { call(&raw mut start, bytes, 1) }, 0);
+        // SAFETY: just allocated, and never freed.
+        unsafe { std::slice::from_raw_parts_mut(start.cast(), bytes) }
+    }
+
+    /// Enqueues a kernel that makes the context unusable.
+    pub(crate) fn fault(&self, stream: CudaStream) {
+        // A store to an address that belongs to nobody.
+        const PTX: &str = "
+.version 6.0
+.target sm_70
+.address_size 64
+.visible .entry batchline_test_fault()
+{
+    .reg .b64 %a;
+    mov.b64 %a, 16;
+    st.global.u32 [%a], 1;
+    ret;
+}
+";
+        let (text, name) = (CString::new(PTX).unwrap(), c"batchline_test_fault");
+        let load =
+            self.get::<unsafe extern "C" fn(*mut *mut c_void, *const c_char) -> Code>("cuModuleLoadData");
+        let find = self.get::<unsafe extern "C" fn(
+            *mut *mut c_void,
+            *mut c_void,
+            *const c_char,
+        ) -> Code>("cuModuleGetFunction");
+        let launch = self.get::<unsafe extern "C" fn(
+            *mut c_void,
+            u32,
+            u32,
+            u32,
+            u32,
+            u32,
+            u32,
+            u32,
+            *mut c_void,
+            *mut *mut c_void,
+            *mut *mut c_void,
+        ) -> Code>("cuLaunchKernel");
+        let (mut module, mut kernel) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let none = std::ptr::null_mut();
+        // SAFETY: places for the answers, texts that end with a zero.
+        assert_eq!(unsafe { load(&raw mut module, text.as_ptr()) }, 0);
+        // SAFETY: as above.
+        assert_eq!(unsafe { find(&raw mut kernel, module, name.as_ptr()) }, 0);
+        // SAFETY: a kernel without parameters.
+        let code = unsafe { launch(kernel, 1, 1, 1, 1, 1, 1, 0, stream.as_raw(), none, none) };
+        assert_eq!(code, 0);
+    }
+}
+
+/// Keeps a stream waiting while it is there.
+pub(crate) struct Gate(Sender<()>);
+
+impl Gate {
+    pub(crate) fn open(self) {
+        let _ = self.0.send(());
+    }
+}
