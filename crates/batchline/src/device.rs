@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
+#[cfg(feature = "cuda")]
+use crate::CudaStream;
 use crate::backend::host::HostBackend;
 use crate::backend::{Backend, DeviceInfo, DeviceKind, Fence, MAX_STREAMS};
 use crate::command::reaper::Reaper;
-#[cfg(feature = "cuda")]
-use crate::CudaStream;
 use crate::memory::Patience;
 use crate::sync::{Mutex, MutexGuard};
 use crate::{Error, Result};

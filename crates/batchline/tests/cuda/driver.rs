@@ -16,7 +16,10 @@ type Code = u32;
 impl Driver {
     pub(crate) fn load() -> Self {
         // SAFETY: batchline has loaded it before.
-        Self(unsafe { Library::new("libcuda.so.1").or_else(|_| Library::new("libcuda.so")) }.unwrap())
+        Self(
+            unsafe { Library::new("libcuda.so.1").or_else(|_| Library::new("libcuda.so")) }
+                .unwrap(),
+        )
     }
 
     fn get<F>(&self, name: &str) -> Symbol<'_, F> {
@@ -26,7 +29,8 @@ impl Driver {
 
     /// A stream that does not wait for the default one.
     pub(crate) fn stream(&self) -> CudaStream {
-        let create = self.get::<unsafe extern "C" fn(*mut *mut c_void, u32) -> Code>("cuStreamCreate");
+        let create =
+            self.get::<unsafe extern "C" fn(*mut *mut c_void, u32) -> Code>("cuStreamCreate");
         let mut stream = std::ptr::null_mut();
         // SAFETY: a place for the answer; the context is current on this thread by then.
         assert_eq!(unsafe { create(&raw mut stream, 1) }, 0);
@@ -72,8 +76,8 @@ impl Driver {
 
     /// Page-locked memory, so that a copy to it does not make the caller wait.
     pub(crate) fn page_locked(&self, bytes: usize) -> &'static mut [u8] {
-        let call =
-            self.get::<unsafe extern "C" fn(*mut *mut c_void, usize, u32) -> Code>("cuMemHostAlloc");
+        let call = self
+            .get::<unsafe extern "C" fn(*mut *mut c_void, usize, u32) -> Code>("cuMemHostAlloc");
         let mut start = std::ptr::null_mut();
         // SAFETY: a place for the answer.
         assert_eq!(unsafe { call(&raw mut start, bytes, 1) }, 0);
@@ -97,13 +101,13 @@ impl Driver {
 }
 ";
         let (text, name) = (CString::new(PTX).unwrap(), c"batchline_test_fault");
-        let load =
-            self.get::<unsafe extern "C" fn(*mut *mut c_void, *const c_char) -> Code>("cuModuleLoadData");
-        let find = self.get::<unsafe extern "C" fn(
-            *mut *mut c_void,
-            *mut c_void,
-            *const c_char,
-        ) -> Code>("cuModuleGetFunction");
+        let load = self.get::<unsafe extern "C" fn(*mut *mut c_void, *const c_char) -> Code>(
+            "cuModuleLoadData",
+        );
+        let find = self
+            .get::<unsafe extern "C" fn(*mut *mut c_void, *mut c_void, *const c_char) -> Code>(
+                "cuModuleGetFunction",
+            );
         let launch = self.get::<unsafe extern "C" fn(
             *mut c_void,
             u32,

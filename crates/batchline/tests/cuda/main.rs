@@ -33,8 +33,9 @@ fn device() -> Option<Device> {
 const WIDTH: u64 = 1 << 12;
 
 /// Samples whose bytes are all their number's lowest byte.
-fn numbers(len: u64) -> FnDataset<impl Fn(u64, &mut batchline::SampleMut<'_>) -> Result<(), batchline::BoxError>>
-{
+fn numbers(
+    len: u64,
+) -> FnDataset<impl Fn(u64, &mut batchline::SampleMut<'_>) -> Result<(), batchline::BoxError>> {
     let spec = SampleSpec::new(DType::U8, &[WIDTH]).unwrap();
     FnDataset::new(len, spec, |index, sample: &mut batchline::SampleMut<'_>| {
         sample.input().fill(index.to_le_bytes()[0]);

@@ -17,6 +17,8 @@ pub(super) struct Context {
     device: DeviceId,
     pub(super) ordinal: usize,
     pub(super) info: DeviceInfo,
+    /// How many multiprocessors it has.
+    pub(super) multiprocessors: u32,
     /// The NUMA node that the device is at, where the system says so.
     pub(super) numa_node: Option<u32>,
     /// CUDA does not survive a fork: a child must not call the driver.
@@ -96,9 +98,15 @@ impl Context {
         // SAFETY: the buffer is as long as said.
         unsafe { (driver.cuDeviceGetPCIBusId)(bus.as_mut_ptr(), 32, device) };
         let numa_node = super::numa::node_of(&text(&bus));
+        /// `CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT`.
+        const MULTIPROCESSORS: c_int = 16;
+        let mut value: c_int = 0;
+        // SAFETY: `value` is a place for the answer.
+        unsafe { (driver.cuDeviceGetAttribute)(&raw mut value, MULTIPROCESSORS, device) };
+        let multiprocessors = u32::try_from(value).unwrap_or(0).clamp(1, 1 << 16);
         let process = std::process::id();
         let lost = OnceLock::new();
-        Ok(Self { driver, raw, device, ordinal, info, numa_node, process, lost })
+        Ok(Self { driver, raw, device, ordinal, info, multiprocessors, numa_node, process, lost })
     }
 
     /// Makes calls to the driver possible on this thread, for as long as the value is there.

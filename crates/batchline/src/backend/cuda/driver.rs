@@ -86,6 +86,7 @@ entry_points! {
     cuDeviceGet(device: *mut DeviceId, ordinal: c_int);
     cuDeviceGetName(name: *mut c_char, len: c_int, device: DeviceId);
     cuDeviceTotalMem_v2(bytes: *mut usize, device: DeviceId);
+    cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, device: DeviceId);
     cuDeviceGetPCIBusId(id: *mut c_char, len: c_int, device: DeviceId);
     cuDevicePrimaryCtxRetain(context: *mut Context, device: DeviceId);
     cuDevicePrimaryCtxRelease_v2(device: DeviceId);

@@ -4,11 +4,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use super::CudaBackend;
 use super::context::{Context, Entered};
 use super::driver::{self, Address};
 use super::memory::{CudaMemory, CudaStaging};
 use super::queue::{CudaBinding, CudaCustom, CudaStream};
-use super::CudaBackend;
 use crate::backend::{Command, Custom, Region, Segment, StagingMemory, SubmitError};
 use crate::{Error, Result};
 
@@ -111,8 +111,7 @@ impl Encoder<'_> {
                 let (source, target, len) = (self.device(src)?, self.device(dst)?, length(dst)?);
                 self.issued = true;
                 // SAFETY: both are kept until the fence has passed, and they don't overlap.
-                let code =
-                    unsafe { (driver.cuMemcpyDtoDAsync_v2)(target, source, len, stream) };
+                let code = unsafe { (driver.cuMemcpyDtoDAsync_v2)(target, source, len, stream) };
                 self.entered.call("copying within the device", code)
             }
             Command::Fill { dst, element } => self.fill(dst, element),

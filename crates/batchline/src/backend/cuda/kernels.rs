@@ -1,8 +1,10 @@
 //! The kernels: loaded when the first one is needed, launched with checked arguments.
 #![allow(unsafe_code, reason = "calls the driver")]
 
-use std::ffi::c_void;
+use std::ffi::{CStr, CString, c_void};
 use std::sync::Arc;
+
+use smallvec::{SmallVec, smallvec};
 
 use super::context::{Context, Entered};
 use super::driver::{self, Address, Function};
@@ -15,8 +17,8 @@ const PTX: &str = concat!(include_str!("kernels.ptx"), "\0");
 
 /// Threads of a block.
 const BLOCK: u32 = 256;
-/// Blocks that keep any GPU busy; kernels go over the data in strides of the grid.
-const BLOCKS: u64 = 132 * 16;
+/// Elements that are worth a block.
+const PER_BLOCK: u64 = 4096;
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -29,7 +31,10 @@ pub(super) struct Kernels {
 struct Loaded {
     module: driver::Module,
     fill: Function,
+    /// For any pair of types.
     convert: Function,
+    /// For the pairs that training uses, as they were needed.
+    fast: Vec<((DType, DType), Function)>,
     /// Scales and biases that are on the device, by the lists that they came from, oldest first.
     factors: Vec<Factors>,
 }
@@ -48,6 +53,8 @@ const LISTS: usize = 32;
 #[derive(Debug)]
 pub(super) struct Launch {
     function: Function,
+    /// Whether the kernel is told the types.
+    any: bool,
     elements: u64,
     from: u32,
     to: u32,
@@ -73,11 +80,8 @@ impl Kernels {
         mut value: u64,
     ) -> Result<()> {
         let function = self.with(entered, |loaded| Ok(loaded.fill))?;
-        let mut parameters: [*mut c_void; 3] = [
-            (&raw mut target).cast(),
-            (&raw mut count).cast(),
-            (&raw mut value).cast(),
-        ];
+        let mut parameters: [*mut c_void; 3] =
+            [(&raw mut target).cast(), (&raw mut count).cast(), (&raw mut value).cast()];
         launch(entered, function, count, stream, &mut parameters)
     }
 
@@ -97,8 +101,10 @@ impl Kernels {
                 scale = loaded.factors(entered, stream, &spec.scale)?;
                 bias = loaded.factors(entered, stream, &spec.bias)?;
             }
+            let fast = loaded.fast(entered, spec.from, spec.to)?;
             Ok(Launch {
-                function: loaded.convert,
+                function: fast.unwrap_or(loaded.convert),
+                any: fast.is_none(),
                 elements: spec.elements,
                 from: number(spec.from),
                 to: number(spec.to),
@@ -148,16 +154,24 @@ impl Loaded {
         let code =
             unsafe { (entered.driver().cuModuleLoadData)(&raw mut module, PTX.as_ptr().cast()) };
         entered.call("loading the kernels (they need compute capability 7.0)", code)?;
-        let find = |name: &std::ffi::CStr| {
-            let mut function = Function::NULL;
-            // SAFETY: the module was loaded above; the name ends with a zero.
-            let code = unsafe {
-                (entered.driver().cuModuleGetFunction)(&raw mut function, module, name.as_ptr())
-            };
-            entered.call("finding a kernel", code).map(|()| function)
-        };
-        let (fill, convert) = (find(c"batchline_fill_u64")?, find(c"batchline_convert")?);
-        Ok(Self { module, fill, convert, factors: Vec::new() })
+        let fill = find(entered, module, c"batchline_fill_u64")?;
+        let convert = find(entered, module, c"batchline_convert")?;
+        Ok(Self { module, fill, convert, fast: Vec::new(), factors: Vec::new() })
+    }
+
+    /// The kernel of its own that a pair of types has, if it has one.
+    fn fast(&mut self, entered: &Entered<'_>, from: DType, to: DType) -> Result<Option<Function>> {
+        use DType::{BF16, F16, F32, I8, U8};
+        if !matches!((from, to), (U8 | I8 | F16 | F32, F32 | F16 | BF16)) {
+            return Ok(None);
+        }
+        if let Some((_, function)) = self.fast.iter().find(|(pair, _)| *pair == (from, to)) {
+            return Ok(Some(*function));
+        }
+        let name = CString::new(format!("batchline_convert_{from}_{to}")).expect("no zero in it");
+        let function = find(entered, self.module, &name)?;
+        self.fast.push(((from, to), function));
+        Ok(Some(function))
     }
 
     /// A list's address on the device.
@@ -205,20 +219,31 @@ impl Launch {
         mut source: Address,
         mut target: Address,
     ) -> Result<()> {
-        let mut parameters: [*mut c_void; 10] = [
+        let mut parameters: SmallVec<[*mut c_void; 10]> = smallvec![
             (&raw mut source).cast(),
             (&raw mut target).cast(),
             (&raw mut self.elements).cast(),
-            (&raw mut self.from).cast(),
-            (&raw mut self.to).cast(),
+        ];
+        if self.any {
+            parameters.extend([(&raw mut self.from).cast(), (&raw mut self.to).cast()]);
+        }
+        parameters.extend([
             (&raw mut self.channels).cast(),
             (&raw mut self.pixels).cast(),
             (&raw mut self.flags).cast(),
             (&raw mut self.scale).cast(),
-            (&raw mut self.bias).cast(),
-        ];
+            (&raw mut self.bias).cast::<c_void>(),
+        ]);
         launch(entered, self.function, self.elements, stream, &mut parameters)
     }
+}
+
+fn find(entered: &Entered<'_>, module: driver::Module, name: &CStr) -> Result<Function> {
+    let mut function = Function::NULL;
+    // SAFETY: the module is loaded; the name ends with a zero.
+    let code =
+        unsafe { (entered.driver().cuModuleGetFunction)(&raw mut function, module, name.as_ptr()) };
+    entered.call("finding a kernel", code).map(|()| function)
 }
 
 /// Launches a kernel that goes over `elements` in strides of the grid.
@@ -229,8 +254,10 @@ fn launch(
     stream: driver::Stream,
     parameters: &mut [*mut c_void],
 ) -> Result<()> {
-    let blocks = elements.div_ceil(u64::from(BLOCK)).clamp(1, BLOCKS);
-    let blocks = u32::try_from(blocks).expect("at most BLOCKS");
+    // Four on each multiprocessor fill it.
+    let most = u64::from(entered.context.multiprocessors) * 4;
+    let blocks = elements.div_ceil(PER_BLOCK).clamp(1, most);
+    let blocks = u32::try_from(blocks).expect("four times a number of 32 bits that is small");
     // SAFETY: the parameters are those of the kernel and are read before the call returns; the
     // memory that they name is kept until the segment's fence has passed.
     let code = unsafe {

@@ -142,12 +142,7 @@ impl Lane {
 }
 
 impl Marks {
-    fn record(
-        &mut self,
-        entered: &Entered<'_>,
-        stream: driver::Stream,
-        value: u64,
-    ) -> Result<()> {
+    fn record(&mut self, entered: &Entered<'_>, stream: driver::Stream, value: u64) -> Result<()> {
         let event = match self.spare.pop() {
             Some(event) => event,
             None => new_event(entered)?,

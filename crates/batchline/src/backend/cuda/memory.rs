@@ -104,9 +104,8 @@ impl CudaStaging {
         // SAFETY: `start` is a place for the answer.
         let code = unsafe { (entered.driver().cuMemHostAlloc)(&raw mut start, len, PORTABLE) };
         entered.call(WHAT, code)?;
-        let base = NonNull::new(start.cast::<u8>()).ok_or_else(|| {
-            context.lose("page-locked memory without an address".to_owned())
-        })?;
+        let base = NonNull::new(start.cast::<u8>())
+            .ok_or_else(|| context.lose("page-locked memory without an address".to_owned()))?;
         // SAFETY: allocated above, `len` bytes long.
         unsafe { base.write_bytes(0, len) };
         Ok(Self { base, len, origin: Origin::Driver, context: Arc::clone(context) })
@@ -126,9 +125,8 @@ impl CudaStaging {
         for piece in pieces(0..len) {
             let start = pages[piece.clone()].as_mut_ptr().cast();
             // SAFETY: the range is mapped, and stays so until it is unregistered.
-            let code = unsafe {
-                (entered.driver().cuMemHostRegister_v2)(start, piece.len(), PORTABLE)
-            };
+            let code =
+                unsafe { (entered.driver().cuMemHostRegister_v2)(start, piece.len(), PORTABLE) };
             if let Err(error) = entered.call("registering page-locked memory", code) {
                 unregister(context, base, piece.start);
                 return if error.is_device_lost() { Err(error) } else { Ok(None) };

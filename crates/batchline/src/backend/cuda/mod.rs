@@ -139,10 +139,9 @@ unsafe impl Backend for CudaBackend {
         match kind {
             CommandKind::Upload => COPY,
             CommandKind::Download => READ_BACK,
-            CommandKind::Copy
-            | CommandKind::Fill
-            | CommandKind::Convert
-            | CommandKind::Custom => PREPARE,
+            CommandKind::Copy | CommandKind::Fill | CommandKind::Convert | CommandKind::Custom => {
+                PREPARE
+            }
         }
     }
 
