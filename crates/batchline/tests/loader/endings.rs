@@ -39,8 +39,21 @@ fn an_error_comes_behind_the_batches_before_it_and_again_at_every_call() {
 #[test]
 fn of_several_errors_the_first_sample_counts() {
     for round in 0..20 {
-        let fail = |index: u64| {
-            if index % 10 >= 4 { Err(format!("bad {index}").into()) } else { Ok(()) }
+        let others = Arc::new(AtomicU64::new(0));
+        let fail = {
+            let others = Arc::clone(&others);
+            move |index: u64| {
+                match index {
+                    // The first to fail, and late: one behind it comes back before.
+                    4 => {
+                        eventually("another failure", || others.load(Ordering::SeqCst) > 0);
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    5.. => drop(others.fetch_add(1, Ordering::SeqCst)),
+                    _ => return Ok(()),
+                }
+                Err(format!("bad {index}").into())
+            }
         };
         let loader = start(numbers(100, fail), builder(&host()).workers(8));
         let error = loader.get_batch().unwrap_err();
