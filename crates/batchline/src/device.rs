@@ -25,7 +25,7 @@ pub struct Device {
 }
 
 /// What there is to find on this machine, and what is missing.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Found {
     /// A device that can be opened.
