@@ -9,8 +9,8 @@ use std::hash::Hash;
 use std::iter::FusedIterator;
 
 use batchline::backend::{
-    Backend, Command, CommandKind, ConvertSpec, DeviceMemory, Direction, Fence, Segment,
-    StagingMemory, SubmitError,
+    Backend, Command, CommandKind, ConvertSpec, DeviceMemory, Direction, Fence, StagingMemory,
+    SubmitError,
 };
 use batchline::testing::{FaultControl, FaultPlan};
 use batchline::{
@@ -47,8 +47,7 @@ fn types_go_to_any_thread_and_can_be_printed() {
         CommandKind, ConvertSpec, Direction, Fence, SubmitError);
     // What holds the user's closures goes from thread to thread, one at a time.
     fn moved<T: Send + Unpin + Debug>() {}
-    all!(moved: BatchOperation, Command<'static>, CommandBuffer, Custom, Segment<'static>,
-        SampleMut<'static>);
+    all!(moved: BatchOperation, Command<'static>, CommandBuffer, Custom, SampleMut<'static>);
     #[cfg(feature = "formats")]
     all!(shared: batchline::formats::Idx, batchline::formats::Npy, batchline::formats::Synthetic);
     #[cfg(feature = "wgpu")]
