@@ -56,7 +56,7 @@ impl Device {
     /// batchline's.
     ///
     /// # Errors
-    /// The device lacks what batchline needs, or is lost.
+    /// The device is lost, or out of memory.
     #[cfg(feature = "wgpu")]
     pub fn wgpu_from(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
         let backend = crate::backend::wgpu::WgpuBackend::adopt(device, queue)?;
