@@ -46,7 +46,7 @@ impl LossListener for Inner {
 }
 
 /// The counts of a [`CommandBufferPool`] at one moment: `available + in_use = total ≤ max`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 #[non_exhaustive]
 pub struct CommandPoolStats {
     /// Buffers made and free.

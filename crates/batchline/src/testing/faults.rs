@@ -58,6 +58,9 @@ const SCRIBBLE: u8 = 0xDB;
 /// assert!(tensor.to_vec::<u8>().unwrap_err().is_device_lost());
 /// # Ok::<(), batchline::Error>(())
 /// ```
+///
+/// # Panics
+/// The system refuses the device's thread.
 pub fn faulty_device(plan: FaultPlan) -> (Device, FaultControl) {
     let state = State {
         streams: Default::default(),
