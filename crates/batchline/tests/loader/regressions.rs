@@ -507,3 +507,32 @@ fn an_iterator_ends_where_all_is_held() {
     drop(taken);
     assert!(matches!(loader.try_get_batch(), Ok(Delivery::Ready(_) | Delivery::NotYet)));
 }
+
+/// Everything was read and queued when the stop came, and dropping it passed for the end of the
+/// data.
+#[test]
+fn a_stop_before_the_last_batches_is_not_the_end_of_the_data() {
+    let loader = start(numbers(30, |_| Ok(())), builder(&host()));
+    assert!(loader.get_batch().unwrap().is_some());
+    eventually("the end of reading", || !loader.stats().is_running);
+    loader.stop().unwrap();
+    let error = loader.get_batch().unwrap_err();
+    assert!(matches!(error, Error::Lifecycle { state: "stopped", .. }), "{error}");
+}
+
+/// The error came once; then the stream was said to be at its end.
+#[test]
+fn a_loss_before_the_last_batches_is_told_at_every_call() {
+    for unified in [true, false] {
+        let (memory, control) = faulty(FaultPlan { unified, ..FaultPlan::default() });
+        let loader = start(numbers(30, |_| Ok(())), builder(&memory));
+        assert!(loader.get_batch().unwrap().is_some());
+        eventually("the end of reading", || !loader.stats().is_running);
+        control.lose();
+        let first = loader.get_batch().unwrap_err();
+        assert!(first.is_device_lost(), "{first}");
+        for _ in 0..2 {
+            assert_eq!(loader.get_batch().unwrap_err().chain(), first.chain());
+        }
+    }
+}
