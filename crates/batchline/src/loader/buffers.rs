@@ -108,7 +108,7 @@ impl Buffers {
         match &self.slots {
             Slots::Staging(pool) => pool.get_buffer().map(Slot::Staging),
             Slots::Unified(pool) => {
-                let lease = pool.acquire(Patience::Forever, no_more)?;
+                let lease = pool.acquire(Patience::Forever, || self.no_more())?;
                 // Work that the consumer enqueued on the memory may still be on its way.
                 let pending: Vec<_> = lease.usage.lock().before_write().collect();
                 pending.into_iter().try_for_each(|fence| lease.wait(fence))?;
@@ -143,6 +143,13 @@ impl Buffers {
         for pool in self.raws.iter().chain(&self.outputs) {
             pool.close(error.clone());
         }
+    }
+
+    /// What a stocked pool makes new: nothing. It comes to that only when a block was given up, on a
+    /// device that is lost; this pipeline may not have been told yet.
+    pub(super) fn no_more(&self) -> Result<DeviceLease> {
+        self.commands.device().check()?;
+        Err(Error::Closed { what: "pool of a lost device" })
     }
 
     /// Waits until no transfer is on its way; false when `timeout` was too short for that.
@@ -180,10 +187,4 @@ impl Stock<'_> {
         }
         Ok(grown)
     }
-}
-
-/// What a stocked pool makes new: nothing. It comes to that only when a block was given up, on a
-/// device that is lost.
-pub(super) fn no_more() -> Result<DeviceLease> {
-    Err(Error::Closed { what: "pool of a lost device" })
 }

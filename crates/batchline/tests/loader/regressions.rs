@@ -536,3 +536,49 @@ fn a_loss_before_the_last_batches_is_told_at_every_call() {
         }
     }
 }
+
+impl Wake for Block {
+    fn wake(self: Arc<Self>) {
+        self.entered.store(true, Ordering::SeqCst);
+        while !self.open.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// A loader found one of its blocks given up before it was told why, and said that its pool was
+/// closed instead of that the device is lost.
+#[test]
+fn a_loss_that_is_still_being_told_is_a_loss() {
+    let (memory, control) = faulty(FaultPlan::default());
+    let (source, told) = (Arc::new(Block::default()), Arc::new(Block::default()));
+    let block = Arc::clone(&source);
+    let never = numbers(100, move |_| {
+        while !block.open.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    });
+    // Whoever tells the first loader is kept there.
+    let first = start(never, builder(&memory));
+    let mut stream = first.stream();
+    let waker = Waker::from(Arc::clone(&told));
+    let poll =
+        futures_core::Stream::poll_next(Pin::new(&mut stream), &mut Context::from_waker(&waker));
+    assert!(poll.is_pending());
+    let config = builder(&memory).prefetch_depth(1).max_held(1);
+    let second = start(numbers(1000, |_| Ok(())), config);
+    let batch = second.get_batch().unwrap();
+    eventually("the other output", || second.stats().queued_batches == 1);
+    control.lose();
+    let asked = memory.clone();
+    let teller = spawn(move || asked.tensor(&[1], DType::U8).is_err());
+    eventually("the first loader to be told", || told.entered.load(Ordering::SeqCst));
+    drop(batch);
+    eventually("the second loader to end", || !second.stats().is_running);
+    let error = second.get_batch().unwrap_err();
+    assert!(error.is_device_lost(), "{}", error.chain());
+    told.open.store(true, Ordering::SeqCst);
+    source.open.store(true, Ordering::SeqCst);
+    assert!(teller.join().unwrap());
+}
