@@ -569,6 +569,8 @@ fn a_loss_that_is_still_being_told_is_a_loss() {
     let config = builder(&memory).prefetch_depth(1).max_held(1);
     let second = start(numbers(1000, |_| Ok(())), config);
     let batch = second.get_batch().unwrap();
+    // Nothing of it is in flight, so that its drop gives it up.
+    batch.wait().unwrap();
     eventually("the other output", || second.stats().queued_batches == 1);
     control.lose();
     let asked = memory.clone();
