@@ -116,7 +116,7 @@ impl Buffers {
         match &self.slots {
             Slots::Staging(pool) => pool.get_buffer().map(Slot::Staging),
             Slots::Unified(pool) => {
-                let loan = pool.acquire(Patience::Forever, no_more)?;
+                let loan = pool.acquire(Patience::Forever, || self.no_more())?;
                 // Work that the consumer enqueued on the memory may still be on its way.
                 loan.block().wait_idle()?;
                 Ok(Slot::Unified(loan))
@@ -150,6 +150,13 @@ impl Buffers {
         for pool in self.raws.iter().chain(&self.outputs) {
             pool.close(error.clone());
         }
+    }
+
+    /// What a stocked pool makes new: nothing. It comes to that only when a block was given up, on a
+    /// device that is lost; this pipeline may not have been told yet.
+    pub(super) fn no_more(&self) -> Result<Arc<Storage>> {
+        self.commands.device().check()?;
+        Err(Error::Closed { what: "pool of a lost device" })
     }
 
     /// Waits until no transfer is on its way; false when `timeout` was too short for that.
@@ -187,10 +194,4 @@ impl Stock<'_> {
         }
         Ok(grown)
     }
-}
-
-/// What a stocked pool makes new: nothing. It comes to that only when a block was given up, on a
-/// device that is lost.
-pub(super) fn no_more() -> Result<Arc<Storage>> {
-    Err(Error::Closed { what: "pool of a lost device" })
 }

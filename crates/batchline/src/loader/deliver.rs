@@ -97,12 +97,17 @@ impl<R> Deliver<R> {
         self.wake(state);
     }
 
-    /// Ends the stream at once: the batches that nobody took are dropped. Returns the ending that
-    /// counts, which is the first.
-    pub(crate) fn abandon(&self, ending: Ending) -> Ending {
+    /// Ends the stream at once with an error: the batches that nobody took are dropped. Returns the
+    /// error that counts, which is the first. That the data are at their end does not count: the
+    /// consumer has not got there.
+    pub(crate) fn abandon(&self, error: Error) -> Error {
         let mut state = self.state.lock();
         let dropped = std::mem::take(&mut state.ready);
-        let first = state.ending.get_or_insert(ending).clone();
+        let first = match state.ending.take() {
+            Some(Ending::Failed(first)) => first,
+            Some(Ending::End) | None => error,
+        };
+        state.ending = Some(Ending::Failed(first.clone()));
         self.wake(state);
         drop(dropped);
         first
@@ -207,8 +212,7 @@ mod loom_tests {
             let stopper = {
                 let deliver = Arc::clone(&deliver);
                 thread::spawn(move || {
-                    let error = Error::Closed { what: "loader" };
-                    deliver.abandon(Ending::Failed(error));
+                    deliver.abandon(Error::Closed { what: "loader" });
                 })
             };
             match deliver.take(Patience::Forever, None, |_| {}).unwrap() {

@@ -200,7 +200,7 @@ impl Pipeline {
         let stopped =
             Error::Lifecycle { state: "stopped", remedy: "call `start` to begin a new generation" };
         // The ending first: a submitter that finds the ring stopped would take it for the end.
-        self.deliver.abandon(Ending::Failed(stopped.clone()));
+        self.deliver.abandon(stopped.clone());
         self.release(&stopped);
         let timeout = self.config.stop_timeout;
         let workers = self.threads.join(timeout);
@@ -292,12 +292,9 @@ impl Pipeline {
             cursor.skipped.retain(before);
         }
         drop(cursor);
-        let ending = self.deliver.abandon(Ending::Failed(error.clone()));
-        self.fail(error.clone());
-        match ending {
-            Ending::Failed(first) => first,
-            Ending::End => error,
-        }
+        let first = self.deliver.abandon(error.clone());
+        self.fail(error);
+        first
     }
 
     pub(crate) fn cursor(&self) -> Cursor {

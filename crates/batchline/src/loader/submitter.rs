@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::buffers::no_more;
 use super::config::ErrorPolicy;
 use super::deliver::{Ending, Ready};
 use super::pipeline::Pipeline;
@@ -131,6 +130,7 @@ impl Pipeline {
             return Ok((Share::lent(loan), None));
         };
         lap.spent(Doing::Working);
+        let no_more = || buffers.no_more();
         let output = Share::lent(outputs.acquire(Patience::Forever, no_more)?);
         let mut commands = buffers.commands.get_buffer()?;
         let raw = match (&slot, &buffers.raws) {

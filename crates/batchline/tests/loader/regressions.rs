@@ -507,3 +507,86 @@ fn an_iterator_ends_where_all_is_held() {
     drop(taken);
     assert!(matches!(loader.try_get_batch(), Ok(Delivery::Ready(_) | Delivery::NotYet)));
 }
+
+/// Everything was read and queued when the stop came, and dropping it passed for the end of the
+/// data.
+#[test]
+fn a_stop_before_the_last_batches_is_not_the_end_of_the_data() {
+    let loader = start(numbers(30, |_| Ok(())), builder(&host()));
+    assert!(loader.get_batch().unwrap().is_some());
+    eventually("the end of reading", || !loader.stats().is_running);
+    loader.stop().unwrap();
+    let error = loader.get_batch().unwrap_err();
+    assert!(matches!(error, Error::Lifecycle { state: "stopped", .. }), "{error}");
+}
+
+/// The error came once; then the stream was said to be at its end.
+#[test]
+fn a_loss_before_the_last_batches_is_told_at_every_call() {
+    for unified in [true, false] {
+        let (memory, control) = faulty(FaultPlan { unified, ..FaultPlan::default() });
+        let loader = start(numbers(30, |_| Ok(())), builder(&memory));
+        assert!(loader.get_batch().unwrap().is_some());
+        eventually("the end of reading", || !loader.stats().is_running);
+        control.lose();
+        let first = loader.get_batch().unwrap_err();
+        assert!(first.is_device_lost(), "{first}");
+        for _ in 0..2 {
+            assert_eq!(loader.get_batch().unwrap_err().chain(), first.chain());
+        }
+    }
+}
+
+impl Wake for Block {
+    fn wake(self: Arc<Self>) {
+        self.entered.store(true, Ordering::SeqCst);
+        while !self.open.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// A loader found one of its blocks given up before it was told why, and said that its pool was
+/// closed instead of that the device is lost.
+#[test]
+fn a_loss_that_is_still_being_told_is_a_loss() {
+    let (memory, control) = faulty(FaultPlan::default());
+    let (source, told) = (Arc::new(Block::default()), Arc::new(Block::default()));
+    let block = Arc::clone(&source);
+    let never = numbers(100, move |_| {
+        while !block.open.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    });
+    // Whoever tells the first loader is kept there.
+    let first = start(never, builder(&memory));
+    let mut stream = first.stream();
+    let waker = Waker::from(Arc::clone(&told));
+    let poll =
+        futures_core::Stream::poll_next(Pin::new(&mut stream), &mut Context::from_waker(&waker));
+    assert!(poll.is_pending());
+    let reads = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&reads);
+    let counting = move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    };
+    let config = builder(&memory).prefetch_depth(1).max_held(1);
+    let second = start(numbers(1000, counting), config);
+    let batch = second.get_batch().unwrap();
+    // The one slot is filled again: of the two batches before it nothing is in flight any more, and
+    // there is no output for this one.
+    eventually("a third batch", || reads.load(Ordering::SeqCst) == 30);
+    control.lose();
+    let asked = memory.clone();
+    let teller = spawn(move || asked.tensor(&[1], DType::U8).is_err());
+    eventually("the first loader to be told", || told.entered.load(Ordering::SeqCst));
+    drop(batch);
+    eventually("the second loader to end", || !second.stats().is_running);
+    let error = second.get_batch().unwrap_err();
+    assert!(error.is_device_lost(), "{}", error.chain());
+    told.open.store(true, Ordering::SeqCst);
+    source.open.store(true, Ordering::SeqCst);
+    assert!(teller.join().unwrap());
+}
