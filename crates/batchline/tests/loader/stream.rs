@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use batchline::{
     AsyncDataLoader, AsyncDataLoaderConfig, ConfigBuilder, DType, DataSource, Device, Error,
-    FnDataset, HostTensor, IterSource, LastBatch, LoaderState, Sample, SampleSpec, Sampler,
+    FnDataset, FnSource, HostTensor, IterSource, LastBatch, LoaderState, Sample, SampleSpec,
+    Sampler,
 };
 
-use super::{numbers, start, values};
+use super::{numbers, start, start_source, values};
 
 fn batches_of(samples: u64) -> ConfigBuilder {
     AsyncDataLoaderConfig::builder().batch_size(samples).device(Device::host())
@@ -265,6 +266,21 @@ fn a_pull_source_shorter_than_its_state_is_told_so() {
     let shorter = start(12, batches_of(5).resume_from(loader.state()));
     let error = shorter.get_batch().unwrap_err().chain();
     assert!(error.contains("it is at batch 4, the source has only 3"), "{error}");
+}
+
+#[test]
+fn a_closure_serves_one_epoch() {
+    let mut left = 2;
+    let source = FnSource::new(move |size| {
+        left -= 1;
+        let numbers = HostTensor::new(vec![left; size], &[size as u64])?;
+        Ok((left >= 0).then(|| Sample::new(numbers)))
+    });
+    let loader = start_source(source, batches_of(2).epochs(2));
+    for _ in 0..2 {
+        assert!(loader.get_batch().unwrap().is_some());
+    }
+    assert!(loader.get_batch().unwrap_err().chain().contains("can't start again"));
 }
 
 #[test]
