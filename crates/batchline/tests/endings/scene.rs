@@ -215,7 +215,8 @@ pub(crate) fn expected(batch: u64) -> Vec<i64> {
 }
 
 pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    // A little less than a scene may take, so that it says what did not come.
+    let deadline = Instant::now() + Duration::from_secs(4);
     while !condition() {
         assert!(Instant::now() < deadline, "waited for {what}");
         std::thread::sleep(Duration::from_micros(200));

@@ -64,6 +64,14 @@ impl Stage {
         )
     }
 
+    /// Whether, when a call fails, a batch before it is still in the consumer's queue.
+    pub(crate) fn leaves_a_batch(self) -> bool {
+        matches!(
+            self,
+            Stage::Read | Stage::Sampler | Stage::Pull | Stage::Reset | Stage::Slot | Stage::Submit
+        )
+    }
+
     /// The place at which the source, or the sampler, is held.
     fn gate(self) -> u64 {
         match self {
@@ -119,7 +127,9 @@ pub(crate) fn set(stage: Stage, ending: Ending, unified: bool) -> Scene {
         make,
     };
     scene.take();
-    scene.take();
+    if !(ending.is_of_a_call() && stage.leaves_a_batch()) {
+        scene.take();
+    }
     match stage {
         Stage::Output => scene.take(),
         // Nothing is going on but that a worker, or the submitter, waits for the consumer.

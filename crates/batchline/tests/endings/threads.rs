@@ -102,7 +102,7 @@ pub(crate) fn wait_until_asleep(number: Option<&str>, over: impl Fn() -> bool) {
 }
 
 fn wait_for(condition: impl Fn(&[Listed]) -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(4);
     // Twice: between two locks a thread may sleep for a moment.
     let mut seen = 0;
     while seen < 2 && Instant::now() < deadline {
