@@ -1,11 +1,10 @@
-//! What the stream of batches is: order, shuffles, epochs, ranks, the last batch, resume.
+//! What the stream of batches is: order, shuffles, epochs, ranks, the last batch.
 
 use std::collections::BTreeMap;
 
 use batchline::{
-    AsyncDataLoader, AsyncDataLoaderConfig, ConfigBuilder, DType, DataSource, Device, Error,
-    FnDataset, FnSource, HostTensor, IterSource, LastBatch, LoaderState, Sample, SampleSpec,
-    Sampler,
+    AsyncDataLoader, AsyncDataLoaderConfig, ConfigBuilder, DType, DataSource, Device, FnDataset,
+    FnSource, HostTensor, IterSource, LastBatch, Sample, SampleSpec, Sampler,
 };
 
 use super::{numbers, start, start_source, values};
@@ -19,7 +18,7 @@ fn started(len: u64, config: ConfigBuilder) -> AsyncDataLoader {
 }
 
 /// The batches as lists of numbers.
-fn collect(loader: &AsyncDataLoader) -> Vec<Vec<i64>> {
+pub(super) fn collect(loader: &AsyncDataLoader) -> Vec<Vec<i64>> {
     loader.batches().map(|batch| values(&batch.unwrap())).collect()
 }
 
@@ -86,34 +85,6 @@ fn a_rank_for_which_nothing_is_left_gets_an_empty_batch() {
 }
 
 #[test]
-fn a_stream_is_continued_at_every_batch_with_other_workers_depth_and_ranks() {
-    let config = || batches_of(8).shuffle(true).seed(3).epochs(2);
-    let whole = collect(&started(50, config()));
-    for taken in 0..=whole.len() {
-        let loader = started(50, config());
-        for _ in 0..taken {
-            loader.get_batch().unwrap().unwrap();
-        }
-        let state = LoaderState::from_json(&loader.state().to_json()).unwrap();
-        let rest = started(50, config().workers(5).prefetch_depth(1).resume_from(state.clone()));
-        assert_eq!(collect(&rest), whole[taken..], "after {taken} batches");
-
-        let ranks: Vec<_> = (0..2)
-            .map(|rank| {
-                let config = batches_of(4).shuffle(true).seed(3).epochs(2).shard(rank, 2);
-                collect(&started(50, config.resume_from(state.clone())))
-            })
-            .collect();
-        let together: Vec<i64> = ranks[0]
-            .iter()
-            .zip(&ranks[1])
-            .flat_map(|(one, two)| [one.clone(), two.clone()].concat())
-            .collect();
-        assert_eq!(together, whole[taken..].concat(), "by two ranks after {taken} batches");
-    }
-}
-
-#[test]
 fn what_was_read_ahead_is_not_in_the_state() {
     let loader = started(100, batches_of(10).prefetch_depth(5));
     loader.get_batch().unwrap().unwrap();
@@ -128,25 +99,6 @@ fn what_was_read_ahead_is_not_in_the_state() {
         std::thread::yield_now();
     }
     assert_eq!((loader.state().epoch, loader.state().position), (0, 0));
-}
-
-#[test]
-fn a_state_of_another_stream_is_refused() {
-    let state = started(50, batches_of(8).shuffle(true).seed(3)).state();
-    let refused = |len, config: ConfigBuilder| {
-        let config = config.resume_from(state.clone()).build().unwrap();
-        match AsyncDataLoader::new(numbers(len, |_| Ok(())), config).unwrap_err() {
-            Error::State { problem } => problem,
-            other => panic!("{other}"),
-        }
-    };
-    let config = || batches_of(8).shuffle(true).seed(3);
-    assert!(refused(51, config()).contains("another data set"));
-    assert!(refused(50, config().batch_size(7)).contains("global batches of 8"));
-    assert!(refused(50, config().shard(0, 2)).contains("16"));
-    assert!(refused(50, config().seed(4)).contains("another order"));
-    assert!(refused(50, config().shuffle(false)).contains("another order"));
-    assert!(refused(50, config().last_batch(LastBatch::Pad)).contains("another order"));
 }
 
 #[test]
@@ -213,7 +165,7 @@ fn random_seeds_depend_on_seed_epoch_and_sample_alone() {
 }
 
 /// A pull source of `len` numbers.
-fn pulled(len: i64) -> impl DataSource + 'static {
+pub(super) fn pulled(len: i64) -> impl DataSource + 'static {
     IterSource::new(move || {
         (0..len).map(|n| Ok(Sample::new(HostTensor::scalar(n)).label(HostTensor::scalar(n % 7))))
     })
@@ -229,26 +181,6 @@ fn pull_sources_are_delivered_in_order_for_any_workers() {
         assert_eq!(collect(&loader), [epoch.clone(), epoch].concat());
         let stats = loader.stats();
         assert_eq!((stats.samples_delivered, stats.batches_delivered), (50, 6));
-    }
-}
-
-#[test]
-fn pull_sources_resume_and_drop_the_last_batch() {
-    let config = || batches_of(10).drop_last(true).epochs(2);
-    let start = |config: ConfigBuilder| {
-        let loader = AsyncDataLoader::from_source(pulled(25), config.build().unwrap()).unwrap();
-        loader.start().unwrap();
-        loader
-    };
-    let whole = collect(&start(config()));
-    assert_eq!(whole.len(), 4);
-    for taken in 0..4 {
-        let loader = start(config());
-        for _ in 0..taken {
-            loader.get_batch().unwrap().unwrap();
-        }
-        let rest = start(config().resume_from(loader.state()));
-        assert_eq!(collect(&rest), whole[taken..], "after {taken} batches");
     }
 }
 
