@@ -25,7 +25,7 @@ pub(crate) fn play(stage: Stage, ending: Ending, unified: bool) -> &'static str 
     let mut scene = set(stage, ending, unified);
     let outcome = match ending {
         Ending::Error | Ending::Panic => fail(&mut scene, stage, ending),
-        Ending::Lost => lose(&mut scene),
+        Ending::Lost => lose(&mut scene, stage),
         Ending::Stop => stop(&mut scene, stage),
         Ending::LoaderFirst => loader_first(&mut scene, stage),
         Ending::BatchesFirst => batches_first(&mut scene),
@@ -142,8 +142,8 @@ fn go_on(scene: &mut Scene) -> &'static str {
 }
 
 /// Everybody is told, whatever the source does meanwhile.
-fn lose(scene: &mut Scene) -> &'static str {
-    scene.lose();
+fn lose(scene: &mut Scene, stage: Stage) -> &'static str {
+    scene.lose(matches!(stage, Stage::Slot | Stage::Submit | Stage::Fence));
     scene.assert_waiting_is_told(LOST);
     scene.assert_told(LOST);
     for batch in &scene.held {

@@ -127,7 +127,9 @@ pub(crate) fn set(stage: Stage, ending: Ending, unified: bool) -> Scene {
         make,
     };
     scene.take();
-    if !(ending.is_of_a_call() && stage.leaves_a_batch()) {
+    if ending.is_of_a_call() && stage.leaves_a_batch() {
+        eventually("the next batch", || scene.loader().stats().queued_batches == 1);
+    } else {
         scene.take();
     }
     match stage {
@@ -157,6 +159,10 @@ fn go_on(scene: &mut Scene, stage: Stage, ending: Ending) {
             scene.control.hold_submissions();
             scene.source.open(Verdict::Go);
             eventually("a submission", || scene.control.submissions() > submitted);
+            if matches!(ending, Ending::Lost | Ending::Stop | Ending::Hangs) {
+                // Nobody but who ends the stream can wake it.
+                scene.waiting = Some(consumer(scene, Way::Get));
+            }
         }
         Stage::Fence => {
             scene.control.hold_transfers();
