@@ -10,9 +10,10 @@ use std::time::Duration;
 use batchline::testing::{FaultPlan, faulty_device};
 use batchline::{
     AsyncDataLoader, BoxError, ChannelOrder, CommandBufferPool, Conversion, Custom, DType,
-    DataSource, Delivery, Device, Error, ErrorPolicy, FnDataset, Host, HostTensor, IterSource,
-    MemoryLimits, MemoryManager, Sample, SampleSpec, StagingBufferPool,
+    DataSource, Delivery, Device, Error, ErrorPolicy, FnDataset, FnSource, Host, HostTensor,
+    IterSource, MemoryLimits, MemoryManager, Sample, SampleSpec, StagingBufferPool,
 };
+use futures_core::Stream;
 
 use super::*;
 
@@ -416,4 +417,56 @@ fn an_iterator_ends_where_all_is_held() {
     assert!(matches!(taken[2], Err(Error::TooManyHeld { held: 2, .. })));
     drop(taken);
     assert!(matches!(loader.try_get_batch(), Ok(Delivery::Ready(_) | Delivery::NotYet)));
+}
+
+struct PanicsAwake;
+
+impl Wake for PanicsAwake {
+    fn wake(self: Arc<Self>) {
+        panic!("a waker that panics");
+    }
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// The submitter ended with the panic, and the other task was never woken; in `stop`, the threads
+/// were left behind.
+#[test]
+fn a_waker_that_panics_is_its_owners_trouble() {
+    for stops in [false, true] {
+        let (release, released) = mpsc::sync_channel::<()>(1);
+        let (enter, entered) = mpsc::channel();
+        let source = FnSource::new(move |size| {
+            let _ = enter.send(());
+            let _ = released.recv();
+            Ok(Some(Sample::new(HostTensor::new(vec![0i64; size], &[size as u64])?)))
+        });
+        let memory = host();
+        let config = builder(&memory).stop_timeout(Duration::from_millis(20));
+        let loader = start_source(source, config);
+        let woken = Arc::new(Woken::default());
+        for waker in [Waker::from(Arc::new(PanicsAwake)), Waker::from(Arc::clone(&woken))] {
+            let mut stream = loader.stream();
+            let mut context = Context::from_waker(&waker);
+            assert!(Pin::new(&mut stream).poll_next(&mut context).is_pending());
+        }
+        entered.recv().unwrap();
+        if stops {
+            assert!(matches!(loader.stop(), Err(Error::Detached { .. })));
+        } else {
+            release.send(()).unwrap();
+        }
+        eventually("the other task to be woken", || woken.0.load(Ordering::SeqCst));
+        assert_eq!(loader.get_batch().is_ok(), !stops);
+        drop(release);
+        eventually("the stop to succeed", || loader.stop().is_ok());
+        assert_home(&memory);
+    }
 }
