@@ -63,6 +63,11 @@ impl Keeper {
         }
     }
 
+    /// Whether a call stands in the gate.
+    pub(crate) fn is_inside(&self) -> bool {
+        self.gate.waiting.get().is_some() && self.gate.verdict.get().is_none()
+    }
+
     pub(crate) fn calls(&self) -> usize {
         self.gate.calls.load(Ordering::SeqCst)
     }

@@ -118,6 +118,7 @@ fn fail(scene: &mut Scene, stage: Stage, ending: Ending) -> &'static str {
     if outcome != "lost" {
         scene.assert_held_are_good();
     }
+    assert_threads_left(0);
     scene.loader().stop().unwrap();
     // The error before it counts.
     assert_told(scene.loader(), text);
@@ -134,6 +135,7 @@ fn go_on(scene: &mut Scene) -> &'static str {
     for way in [Way::Get, Way::Poll] {
         assert!(matches!(way.ask(scene.loader()), Answer::End));
     }
+    assert_threads_left(0);
     let (_, submission) = scene.completion.as_ref().unwrap();
     assert_eq!(submission.wait().unwrap_err().chain(), "a completion panicked: no such luck");
     scene.assert_held_are_good();
@@ -149,6 +151,7 @@ fn lose(scene: &mut Scene, stage: Stage) -> &'static str {
     for batch in &scene.held {
         assert!(batch.input_tensor().to_vec::<i64>().unwrap_err().is_device_lost());
     }
+    assert_threads_left(usize::from(scene.source.is_inside()));
     scene.let_go();
     scene.loader().stop().unwrap();
     assert_told(scene.loader(), LOST);
@@ -178,6 +181,13 @@ fn stop(scene: &mut Scene, stage: Stage) -> &'static str {
     assert_eq!(scene.loader().stats().queued_batches, 0);
     scene.loader().stop().unwrap();
     "stopped"
+}
+
+/// The loader's threads end by themselves, but for those that can't.
+fn assert_threads_left(left: usize) {
+    eventually("the loader's threads to end", || {
+        threads::count(threads::is_of_loader).is_none_or(|count| count == left)
+    });
 }
 
 /// The call that was under way when the loader was stopped was the last one.
@@ -231,10 +241,7 @@ fn hang(scene: &mut Scene, stage: Stage) -> &'static str {
     scene.assert_waiting_is_told(STOPPED);
     scene.assert_told(STOPPED);
     // However slow the machine is, the others end.
-    let left = usize::from(!matches!(stage, Stage::Fence | Stage::Completion));
-    eventually("the others to end", || {
-        threads::count(threads::is_of_loader).is_none_or(|count| count == left)
-    });
+    assert_threads_left(usize::from(!matches!(stage, Stage::Fence | Stage::Completion)));
     // It is remembered.
     let outcome = match loader.stop() {
         Err(Error::Detached { workers: 1, .. }) => "detached",
@@ -283,10 +290,7 @@ fn clear_away(mut scene: Scene, stage: Stage, ending: Ending) {
     scene.held.clear();
     scene.let_go();
     assert_eq!(threads::marked(), 0, "a worker was not joined");
-    let none = |is_counted: fn(&str) -> bool| {
-        move || threads::count(is_counted).is_none_or(|count| count == 0)
-    };
-    eventually("the loader's threads to end", none(threads::is_of_loader));
+    assert_threads_left(0);
     assert_home(&scene.memory);
     if let Some(waker) = &scene.waker {
         eventually("the waker to be let go of", || waker.strong_count() == 0);
@@ -306,7 +310,9 @@ fn clear_away(mut scene: Scene, stage: Stage, ending: Ending) {
     }
     drop((make, memory, source, completion));
     eventually("the device to be closed", || control.is_closed());
-    eventually("the device's threads to end", none(threads::is_of_device));
+    eventually("the device's threads to end", || {
+        threads::count(threads::is_of_device).is_none_or(|count| count == 0)
+    });
 }
 
 /// All of the stream, by the same loader or one like it.
