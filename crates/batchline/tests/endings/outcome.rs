@@ -47,7 +47,7 @@ fn fail(scene: &mut Scene, stage: Stage, ending: Ending) -> &'static str {
         (Stage::Fence, _) => {
             scene.control.inject(if fails { Fault::Wait } else { Fault::PanicInWait });
         }
-        (_, Some((completion, _))) => completion.open(Verdict::Panic),
+        (_, Some(completion)) => completion.keeper.open(Verdict::Panic),
         _ => scene.source.open(if fails { Verdict::Fail } else { Verdict::Panic }),
     }
     let (text, outcome) = match (stage, fails) {
@@ -136,7 +136,7 @@ fn go_on(scene: &mut Scene) -> &'static str {
         assert!(matches!(way.ask(scene.loader()), Answer::End));
     }
     assert_threads_left(0);
-    let (_, submission) = scene.completion.as_ref().unwrap();
+    let submission = &scene.completion.as_ref().unwrap().submission;
     assert_eq!(submission.wait().unwrap_err().chain(), "a completion panicked: no such luck");
     scene.assert_held_are_good();
     scene.loader().stop().unwrap();
@@ -219,9 +219,17 @@ fn batches_first(scene: &mut Scene) -> &'static str {
     "home"
 }
 
-/// The loader goes on another thread, the batches on this one, while that thread waits.
+/// The loader goes on another thread, the batches on this one, while that thread waits. Where there
+/// is a completion, the loader goes in it: on the very thread that brings its memory home.
 fn elsewhere(scene: &mut Scene) -> &'static str {
     let loader = Arc::into_inner(scene.loader.take().unwrap()).expect("nobody else has it");
+    if let Some(completion) = &scene.completion {
+        completion.drops.send(loader).unwrap();
+        scene.let_go();
+        completion.submission.wait().unwrap();
+        scene.held.clear();
+        return "home";
+    }
     let other = std::thread::Builder::new().name("elsewhere".to_owned());
     let other = other.spawn(move || drop(loader)).unwrap();
     threads::settle();

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -71,6 +71,15 @@ impl Way {
     }
 }
 
+/// A completion on the reaper's thread.
+pub(crate) struct Completion {
+    /// Where it stands.
+    pub(crate) keeper: Keeper,
+    /// What it drops when it goes on.
+    pub(crate) drops: mpsc::Sender<AsyncDataLoader>,
+    pub(crate) submission: Submission,
+}
+
 /// See the [module](self).
 pub(crate) struct Scene {
     /// `None` once it was dropped.
@@ -79,8 +88,8 @@ pub(crate) struct Scene {
     pub(crate) control: FaultControl,
     /// Where the source, or the sampler, stands or stood.
     pub(crate) source: Keeper,
-    /// Where a completion of the test's own stands, with its submission.
-    pub(crate) completion: Option<(Keeper, Submission)>,
+    /// A completion of the test's own.
+    pub(crate) completion: Option<Completion>,
     /// A consumer that waits in a call.
     pub(crate) waiting: Option<JoinHandle<Answer>>,
     /// A waker that a stream has registered, and that must be let go of.
@@ -162,8 +171,8 @@ impl Scene {
     /// Lets everything go on that the scene holds up.
     pub(crate) fn let_go(&self) {
         self.source.open(Verdict::Go);
-        if let Some((completion, _)) = &self.completion {
-            completion.open(Verdict::Go);
+        if let Some(completion) = &self.completion {
+            completion.keeper.open(Verdict::Go);
         }
         self.control.release();
     }

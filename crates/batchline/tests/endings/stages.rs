@@ -1,7 +1,7 @@
 //! Brings a loader to each of the points where it can end.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use futures_core::Stream;
 
 use crate::Ending;
 use crate::gate::{Gate, Keeper, Verdict};
-use crate::scene::{Answer, BATCHES, LONG, ROWS, Scene, Way, eventually};
+use crate::scene::{Answer, BATCHES, Completion, LONG, ROWS, Scene, Way, eventually};
 use crate::threads;
 
 /// Where a thread is, or a call of the consumer, when the end comes.
@@ -175,9 +175,14 @@ fn go_on(scene: &mut Scene, stage: Stage, ending: Ending) {
             let mut buffer = pool.get_buffer().unwrap();
             buffer.fill(&scene.memory.tensor(&[8], DType::U8).unwrap(), 1u8).unwrap();
             let gate = Arc::clone(&keeper.gate);
-            let submission = buffer.execute_async(move |_| gate.call(0).unwrap()).unwrap();
+            let (drops, to_drop) = mpsc::channel();
+            let completion = move |_| {
+                gate.call(0).unwrap();
+                drop(to_drop.try_recv());
+            };
+            let submission = buffer.execute_async(completion).unwrap();
             keeper.entered();
-            scene.completion = Some((keeper, submission));
+            scene.completion = Some(Completion { keeper, drops, submission });
             let submitted = scene.control.submissions();
             scene.source.open(Verdict::Go);
             eventually("two transfers", || scene.control.submissions() > submitted + 1);
