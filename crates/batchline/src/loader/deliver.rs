@@ -1,6 +1,7 @@
 //! The last queue: batches in order, then how the stream ends. It is bounded by the outputs.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
@@ -117,7 +118,10 @@ impl<R> Deliver<R> {
         let wakers = std::mem::take(&mut state.wakers);
         drop(state);
         self.changed.notify_all();
-        wakers.into_iter().for_each(Waker::wake);
+        for waker in wakers {
+            // A waker that panics is its owner's trouble; the others must wake.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        }
     }
 
     /// The next batch, waiting for it as long as `patience` lasts. `waker` is woken when it is
