@@ -84,18 +84,14 @@ impl LoaderState {
             problem: if error.is_eof() {
                 "it is cut short; use an older one, or start anew".to_owned()
             } else {
-                format!("it is no state of a loader ({error})")
+                format!("it is no state of a loader ({})", one_line(&error.to_string()))
             },
         };
         // The version first: what else there is depends on it.
         let saved: serde_json::Value = serde_json::from_str(text).map_err(refuse)?;
         let version = saved.pointer("/state/version").and_then(serde_json::Value::as_u64);
         if let Some(version) = version.filter(|version| *version != u64::from(Self::VERSION)) {
-            let problem = format!(
-                "it has version {version}, this program reads version {}; start anew",
-                Self::VERSION
-            );
-            return Err(Error::State { problem });
+            return Err(Error::State { problem: Self::another_version(version) });
         }
         let saved: Saved = serde_json::from_value(saved).map_err(refuse)?;
         if saved.checksum != saved.state.checksum() {
@@ -103,6 +99,14 @@ impl LoaderState {
             return Err(Error::State { problem });
         }
         Ok(saved.state)
+    }
+
+    /// What is wrong with a state of another version.
+    pub(crate) fn another_version(version: u64) -> String {
+        format!(
+            "it has version {version}, this program reads version {}; start anew",
+            Self::VERSION
+        )
     }
 
     /// Writes the state to a file: first beside it, then renamed, so that a crash leaves the old
@@ -146,6 +150,11 @@ impl LoaderState {
         let text = serde_json::to_string(self).expect("numbers and strings can be written as JSON");
         format!("{:016x}", xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
     }
+}
+
+/// Text with names in it that the file chose, fit for an error: one line, not too long.
+fn one_line(text: &str) -> String {
+    text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -193,6 +202,16 @@ mod tests {
         let newer = state().to_json().replace("\"version\": 1", "\"version\": 2");
         let error = LoaderState::from_json(&newer).unwrap_err().to_string();
         assert!(error.contains("version 2"), "{error}");
+    }
+
+    #[test]
+    fn what_a_file_says_does_not_get_out_of_the_error() {
+        let text = format!("{{\"{}\\n\\u001b[2J\": 1}}", "x".repeat(50_000));
+        for text in [&*text, r#"{"\n\u001b[2J": 1}"#, r#"{"state": {"\n\u001b[2J": 1}}"#] {
+            let error = LoaderState::from_json(text).unwrap_err().to_string();
+            assert!(!error.contains(char::is_control) && error.len() < 300, "{error:?}");
+            assert!(error.contains("no state of a loader"), "{error:?}");
+        }
     }
 
     #[test]

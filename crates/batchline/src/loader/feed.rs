@@ -91,6 +91,10 @@ impl Feed {
         config: &AsyncDataLoaderConfig,
     ) -> Result<()> {
         let refuse = |problem: String| Err(Error::State { problem });
+        // Whoever keeps the state in a file of their own did not go through `from_json`.
+        if state.version != LoaderState::VERSION {
+            return refuse(LoaderState::another_version(u64::from(state.version)));
+        }
         if state.fingerprint != fingerprint {
             return refuse(
                 "it was taken from another data set (the fingerprints differ); \
@@ -112,6 +116,10 @@ impl Feed {
                  last_batch differ); use the same settings",
                 state.seed, config.seed
             ));
+        }
+        // Nobody gets so far; and epochs must not overflow behind it.
+        if state.epoch > u64::MAX / 2 {
+            return refuse(format!("it is in epoch {}, which no run reaches", state.epoch));
         }
         if let Feed::Dataset { cut, .. } = self
             && state.position > cut.batches()

@@ -148,6 +148,26 @@ fn a_state_of_another_stream_is_refused() {
     assert!(refused(50, config().last_batch(LastBatch::Pad)).contains("another order"));
 }
 
+/// The fields are open, and a state may come from a file of the user's own.
+#[test]
+fn a_state_that_no_run_can_be_in_is_refused() {
+    let good = started(50, batches_of(8)).state();
+    let refused = |change: fn(&mut LoaderState)| {
+        let mut state = good.clone();
+        change(&mut state);
+        let config = batches_of(8).endless().resume_from(state).build().unwrap();
+        match AsyncDataLoader::new(numbers(50, |_| Ok(())), config).unwrap_err() {
+            Error::State { problem } => problem,
+            other => panic!("{other}"),
+        }
+    };
+    assert!(refused(|state| state.version = 2).contains("it has version 2"));
+    assert!(refused(|state| state.position = 8).contains("at batch 8 of an epoch of 7"));
+    // Its end would be in an epoch that has no number.
+    let last = |state: &mut LoaderState| (state.epoch, state.position) = (u64::MAX, 7);
+    assert!(refused(last).contains("which no run reaches"));
+}
+
 #[test]
 fn an_own_sampler_gives_the_order() {
     struct Evens;
