@@ -84,7 +84,7 @@ impl LoaderState {
             problem: if error.is_eof() {
                 "it is cut short; use an older one, or start anew".to_owned()
             } else {
-                format!("it is no state of a loader ({error})")
+                format!("it is no state of a loader ({})", one_line(&error.to_string()))
             },
         };
         // The version first: what else there is depends on it.
@@ -153,6 +153,11 @@ impl LoaderState {
         let text = serde_json::to_string(self).expect("numbers and strings can be written as JSON");
         format!("{:016x}", xxhash_rust::xxh3::xxh3_64(text.as_bytes()))
     }
+}
+
+/// Text with names in it that the file chose, fit for an error: one line, not too long.
+fn one_line(text: &str) -> String {
+    text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -291,6 +296,16 @@ mod tests {
             object.insert("more".to_owned(), 1.into());
         });
         assert!(refused(&newer).contains("it has version 2, this program reads version 1"));
+    }
+
+    #[test]
+    fn what_a_file_says_does_not_get_out_of_the_error() {
+        let text = format!("{{\"{}\\n\\u001b[2J\": 1}}", "x".repeat(50_000));
+        for text in [&*text, r#"{"\n\u001b[2J": 1}"#, r#"{"state": {"\n\u001b[2J": 1}}"#] {
+            let error = LoaderState::from_json(text).unwrap_err().to_string();
+            assert!(!error.contains(char::is_control) && error.len() < 300, "{error:?}");
+            assert!(error.contains("no state of a loader"), "{error:?}");
+        }
     }
 
     #[test]
