@@ -14,7 +14,7 @@ impl Rows {
     /// `count` rows of `row` bytes each. The memory is never freed: so everybody can hold on to it
     /// without counting references, which is the fastest for all.
     pub fn new(count: usize, row: usize) -> Self {
-        assert!(row >= 16 && row % 8 == 0);
+        assert!(row >= 16 && row.is_multiple_of(8));
         let mut bytes = vec![0; count * row];
         for (number, row) in bytes.chunks_exact_mut(row).enumerate() {
             let (own, noise) = row.split_at_mut(8);

@@ -13,14 +13,16 @@ use crate::report::{Bar, Report};
 const ROW: usize = 784;
 const BATCH: usize = 64;
 
+/// Lets time pass.
+type Pass = fn(Duration);
+
 pub fn measure(scale: Scale, report: &mut Report) {
     let rows = Rows::new(1 << 14, ROW);
     verify(rows);
     let calls = scale.pick(1000, 50);
     report.row("handover", "get_batch with a full queue, batches of 64 times 784 bytes");
     // A consumer is busy between two calls; one that slept comes back to cold caches.
-    let consumers: [(&str, fn(Duration)); 2] =
-        [("busy before", spin), ("asleep before", thread::sleep)];
+    let consumers: [(_, Pass); 2] = [("busy before", spin), ("asleep before", thread::sleep)];
     for (name, pass) in consumers {
         let mut medians = Series::new("batchline", "ns");
         let mut tails = Series::new("batchline", "ns");
@@ -46,7 +48,7 @@ pub fn measure(scale: Scale, report: &mut Report) {
 }
 
 /// Of calls that each find the queue full.
-fn latencies(rows: Rows, calls: usize, pass: fn(Duration)) -> Series {
+fn latencies(rows: Rows, calls: usize, pass: Pass) -> Series {
     let loader = loader(rows, 1000);
     loader.start().expect("it starts");
     let full = loader.stats().queue_capacity;

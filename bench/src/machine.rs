@@ -50,7 +50,7 @@ fn cpu() -> String {
 fn last_level_cache() -> String {
     let sizes =
         (0..8).map(|level| read(&format!("/sys/devices/system/cpu/cpu0/cache/index{level}/size")));
-    sizes.filter(|size| !size.is_empty()).last().unwrap_or_default()
+    sizes.rev().find(|size| !size.is_empty()).unwrap_or_default()
 }
 
 fn read(path: &str) -> String {

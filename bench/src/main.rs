@@ -19,8 +19,11 @@ use std::process::ExitCode;
 use measure::Scale;
 use report::Report;
 
+/// Measures one row.
+type Measure = fn(Scale, &mut Report);
+
 /// The rows, by the names that the command line knows.
-const ROWS: [(&str, fn(Scale, &mut Report)); 11] = [
+const ROWS: [(&str, Measure); 11] = [
     ("fill", fill::measure),
     ("cpu", overhead::cpu),
     ("allocations", overhead::allocations),
