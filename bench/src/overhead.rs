@@ -77,7 +77,7 @@ pub fn cpu(scale: Scale, report: &mut Report) {
         let series = interleave(scale.rounds(), "us", contestants);
         let mut beyond = Series::new("beyond the source", "us");
         beyond.runs = series[0].runs.iter().zip(&series[1].runs).map(|(a, b)| a - b).collect();
-        // The bar is about small batches.
+        // The bar is about small batches.
         let bar = (batch <= 64).then_some(Bar::AtMost(5.0));
         report.compare(format!("batch {batch}, in all"), &series[0], &series[1], None);
         report.alone(format!("batch {batch}, beyond the source"), &beyond, bar);
