@@ -56,7 +56,8 @@ pub struct AsyncDataLoaderStats {
 pub struct Stages {
     /// The workers, all together: reading samples into slots.
     pub workers: StageTimes,
-    /// The submitter: recording and submitting transfers.
+    /// The submitter: recording and submitting transfers. Nothing where there is none, as on the
+    /// host without a conversion.
     pub submitter: StageTimes,
     /// The consumer: from one call of `get_batch` to the next.
     pub consumer: StageTimes,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::config::AsyncDataLoaderConfig;
 use super::slot::Slot;
+use crate::backend::DeviceKind;
 use crate::batch::Lists;
 use crate::command::{CommandBufferPool, Conversion};
 use crate::memory::{Patience, Pool, Storage};
@@ -88,12 +89,14 @@ impl Buffers {
         while stock.grow(bytes)? | staging.as_ref().map_or(Ok(false), StagingBufferPool::grow)? {}
         let [slots, raws, outputs] = stock.blocks;
         let count = slots.len().max(outputs.len());
+        // Nothing is ever on its way to the host's own memory.
+        let host = memory.device().kind() == DeviceKind::Host;
         let slots = match staging {
             Some(pool) => Slots::Staging(pool),
-            None => Slots::Unified(Pool::stocked("slots", slots)),
+            None => Slots::Unified(Pool::stocked("slots", slots, host)),
         };
-        let raws = (!raws.is_empty()).then(|| Pool::stocked("raw batches", raws));
-        let outputs = (!outputs.is_empty()).then(|| Pool::stocked("outputs", outputs));
+        let raws = (!raws.is_empty()).then(|| Pool::stocked("raw batches", raws, false));
+        let outputs = (!outputs.is_empty()).then(|| Pool::stocked("outputs", outputs, host));
         Ok(Self {
             spec: Arc::new(spec.clone()),
             layout: Arc::new(layout),

@@ -8,7 +8,7 @@ use std::task::Waker;
 
 use super::ticket::Place;
 use crate::memory::{Held, Patience};
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Looked, Mutex};
 use crate::{Error, GpuBatch, Skipped};
 
 /// A batch that was submitted, in front of the consumer. Its transfer may still be on its way.
@@ -135,6 +135,7 @@ impl<R> Deliver<R> {
         waker: Option<&Waker>,
         note: impl FnOnce(&R),
     ) -> Result<Taken<R>, Error> {
+        let mut looked = Looked::default();
         let mut state = self.state.lock();
         loop {
             if let Some(ready) = state.ready.pop_front() {
@@ -159,7 +160,7 @@ impl<R> Deliver<R> {
                 state.wakers.push(waker.clone());
             }
             let Some(left) = patience.left() else { return Ok(Taken::NotYet) };
-            state = self.changed.wait_at_most(state, left);
+            state = self.changed.wait_eagerly(&self.state, state, &mut looked, left);
         }
     }
 

@@ -26,6 +26,7 @@ impl Pipeline {
         let mut lap = Lap::start(&self.counters.workers);
         // Rows that are claimed at once. One at first, until it is known how long one takes.
         let mut most = 1;
+        let submits = self.slots_are_batches();
         // No more than a share of the batch, so that all workers have some of it.
         let share = (self.config.batch_size / (2 * self.config.workers as u64)).max(1);
         // The samples of a claim; kept, so that nothing is allocated per claim.
@@ -35,9 +36,18 @@ impl Pipeline {
             lap.spent(Doing::WaitingForRoom);
             match (task, &*self.feed) {
                 (Task::End, _) => return,
-                (Task::Open, Feed::Dataset { cut, .. }) => self.open_planned(cut),
-                (Task::Open, Feed::Source { source, .. }) => {
-                    self.open_pulled(source, &mut lap);
+                (Task::Open, feed) => {
+                    let full = match feed {
+                        Feed::Dataset { cut, .. } => self.open_planned(cut),
+                        Feed::Source { source, .. } => {
+                            self.open_pulled(source, &mut lap);
+                            true
+                        }
+                    };
+                    if full && submits {
+                        self.submit_full();
+                        lap.spent(Doing::Working);
+                    }
                 }
                 (Task::Fill(place, mut claim), Feed::Dataset { dataset, sampler, .. }) => {
                     crate::trace::span!("fill", epoch = place.epoch, batch = place.batch);
@@ -53,10 +63,14 @@ impl Pipeline {
                         }
                     };
                     let rows = claim.end - claim.first;
-                    self.ring.hand_back(claim, outcome);
+                    let full = self.ring.hand_back(claim, outcome);
                     let each = lap.spent(Doing::Working) / u32::try_from(rows).unwrap_or(u32::MAX);
                     let fitting = CLAIM_TIME.as_nanos() / each.as_nanos().max(1);
                     most = u64::try_from(fitting).unwrap_or(u64::MAX).clamp(1, share);
+                    if full && submits {
+                        self.submit_full();
+                        lap.spent(Doing::Working);
+                    }
                 }
                 (Task::Fill(..), Feed::Source { .. }) => {
                     unreachable!("pulled tickets are opened claimed")
@@ -65,14 +79,15 @@ impl Pipeline {
         }
     }
 
-    /// Opens the ticket of the next batch of the plan.
-    fn open_planned(&self, cut: &Cut) {
+    /// Opens the ticket of the next batch of the plan; true if that leaves nothing to fill.
+    fn open_planned(&self, cut: &Cut) -> bool {
         let mut opener = self.opener.lock();
         if opener.batch >= cut.batches() {
             (opener.epoch, opener.batch) = (opener.epoch + 1, 0);
         }
         if self.config.epochs.is_some_and(|epochs| opener.epoch >= epochs) {
-            return self.ring.end(None, Vec::new());
+            self.ring.end(None, Vec::new());
+            return true;
         }
         let place = Place {
             epoch: opener.epoch,
@@ -85,8 +100,12 @@ impl Pipeline {
                 opener.batch += 1;
                 drop(opener);
                 self.ring.open(place, slot, &self.buffers().layout, false, Vec::new());
+                place.rows.rows == 0
             }
-            Err(error) => self.ring.end(Some(error), Vec::new()),
+            Err(error) => {
+                self.ring.end(Some(error), Vec::new());
+                true
+            }
         }
     }
 

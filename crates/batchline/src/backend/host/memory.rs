@@ -11,8 +11,13 @@ use crate::{Error, Result};
 /// Zeroed when new, aligned to a page, so that it also satisfies who would register it.
 #[derive(Debug)]
 pub(crate) struct HostMemory {
-    ptr: NonNull<u8>,
+    /// What was allocated: zeroed pages come from the system when they are touched, which a larger
+    /// alignment would have the allocator do at once, and by hand.
+    base: NonNull<u8>,
     layout: Layout,
+    /// The first page's start within it.
+    ptr: NonNull<u8>,
+    len: usize,
 }
 
 const PAGE: usize = 4096;
@@ -27,20 +32,24 @@ impl HostMemory {
                 format!("{bytes} bytes are not to be had"),
             )),
         };
-        let layout = usize::try_from(bytes.max(1))
-            .ok()
-            .and_then(|size| Layout::from_size_align(size, PAGE).ok())
+        let len = usize::try_from(bytes.max(1)).map_err(|_| out_of_memory())?;
+        let layout = len
+            .checked_add(PAGE)
+            .and_then(|size| Layout::from_size_align(size, 16).ok())
             .ok_or_else(out_of_memory)?;
         // SAFETY: the layout's size is at least 1.
-        let ptr = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(out_of_memory)?;
-        Ok(Self { ptr, layout })
+        let base = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(out_of_memory)?;
+        let skip = base.as_ptr().align_offset(PAGE);
+        // SAFETY: less than a page, by which the allocation is longer than asked for.
+        let ptr = unsafe { base.add(skip) };
+        Ok(Self { base, ptr, len, layout })
     }
 }
 
 impl Drop for HostMemory {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with this very layout, and freed only here.
-        unsafe { dealloc(self.ptr.as_ptr(), self.layout) }
+        unsafe { dealloc(self.base.as_ptr(), self.layout) }
     }
 }
 
@@ -56,14 +65,14 @@ unsafe impl StagingMemory for HostMemory {
     }
 
     fn len(&self) -> usize {
-        self.layout.size()
+        self.len
     }
 }
 
 // SAFETY: as above.
 unsafe impl DeviceMemory for HostMemory {
     fn len(&self) -> u64 {
-        self.layout.size() as u64
+        self.len as u64
     }
 
     fn host_ptr(&self) -> Option<NonNull<u8>> {
