@@ -22,7 +22,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let expected = Idx::parse(bytes);
     // In one member or two.
-    let middle = if bytes.len() % 2 == 0 { bytes.len() / 2 } else { bytes.len() };
+    let middle = if bytes.len().is_multiple_of(2) { bytes.len() / 2 } else { bytes.len() };
     let mut compressed = member(&bytes[..middle]);
     if middle < bytes.len() {
         compressed.extend(member(&bytes[middle..]));
