@@ -92,6 +92,8 @@ fn soak(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     be_silent_about_planned_panics();
     Files::write()?;
     round::warm_up();
+    // The standard output's buffer is made now too.
+    println!("soak: up to {} samples, from seed {} on", options.samples, options.seed);
     let csv: Box<dyn Write + Send> = match &options.csv {
         Some(path) => Box::new(File::create(path)?),
         None => Box::new(io::sink()),
