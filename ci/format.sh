@@ -4,4 +4,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 cargo fmt --all --check
+cargo fmt --manifest-path soak/Cargo.toml --check
 echo "format: ok"

@@ -29,7 +29,7 @@ PANELS = [
     ),
     (
         "Threads and open files",
-        "count",
+        "number",
         [
             ("threads at that moment", "d", lambda row: row["threads"]),
             ("threads between rounds", "a", lambda row: row["idle_threads"]),
@@ -98,7 +98,7 @@ def draw(rows):
         every = [value for series in values for value in series]
         marks = steps(min(0, *every), max(every), 4)
         level = lambda value: top + PANEL - PANEL * (value - marks[0]) / (marks[-1] - marks[0])
-        text(LEFT, top - 10, f"{title}, {unit}" if unit != "count" else title, kind="panel")
+        text(LEFT, top - 10, f"{title}, {unit}", kind="panel")
         for mark in marks:
             out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{level(mark):.1f}" y2="{level(mark):.1f}"/>')
             text(LEFT - 8, level(mark) + 4, label(mark), "end")
