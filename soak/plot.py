@@ -10,11 +10,13 @@ WIDTH, LEFT, RIGHT = 860, 78, 24
 PANEL, GAP, TOP = 150, 74, 100
 MIB = 1 << 20
 
-# Each panel: its title, its unit, and per line a label, a class and a value of a row.
+# Each panel: its title, its unit, what its scale shows at least, and per line a label, a class and a
+# value of a row.
 PANELS = [
     (
         "Memory",
         "MiB",
+        0,
         [
             ("resident", "a", lambda row: row["resident_bytes"] / MIB),
             ("given up with lost devices, by design", "b", lambda row: row["given_up_bytes"] / MIB),
@@ -25,11 +27,13 @@ PANELS = [
     (
         "Left on the heap by rounds whose device lived",
         "KiB",
-        [("bytes allocated and never freed", "c", lambda row: row["left_behind_bytes"] / 1024)],
+        64,
+        [("bytes allocated and never freed; 64 KiB would be too much", "c", lambda row: row["left_behind_bytes"] / 1024)],
     ),
     (
         "Threads and open files",
-        "count",
+        "number",
+        0,
         [
             ("threads at that moment", "d", lambda row: row["threads"]),
             ("threads between rounds", "a", lambda row: row["idle_threads"]),
@@ -39,6 +43,7 @@ PANELS = [
     (
         "Samples delivered and compared",
         "million",
+        0,
         [("samples", "a", lambda row: row["samples"] / 1e6)],
     ),
 ]
@@ -92,13 +97,15 @@ def draw(rows):
     seconds = steps(0, end["seconds"], 8)
     inner = WIDTH - LEFT - RIGHT
     place = lambda at: LEFT + inner * at / seconds[-1]
-    for number, (title, unit, lines) in enumerate(PANELS):
+    for number, (title, unit, least, lines) in enumerate(PANELS):
         top = TOP + number * (PANEL + GAP)
         values = [[line[2](row) for row in rows] for line in lines]
         every = [value for series in values for value in series]
-        marks = steps(min(0, *every), max(every), 4)
+        high, low = max(least, *every), min(every)
+        # Less than a pixel below zero is no reason to show what is below.
+        marks = steps(low if -low * PANEL > high else 0, high, 4)
         level = lambda value: top + PANEL - PANEL * (value - marks[0]) / (marks[-1] - marks[0])
-        text(LEFT, top - 10, f"{title}, {unit}" if unit != "count" else title, kind="panel")
+        text(LEFT, top - 10, f"{title}, {unit}", kind="panel")
         for mark in marks:
             out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{level(mark):.1f}" y2="{level(mark):.1f}"/>')
             text(LEFT - 8, level(mark) + 4, label(mark), "end")

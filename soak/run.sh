@@ -7,6 +7,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
+# Threads come and go by the hundred thousand. With an arena of glibc's for each
+# few of them, resident memory would tell how those fill up and nothing else.
+export MALLOC_ARENA_MAX=1
+
 samples="${1:-10000000}" seed="${2:-0}"
 mkdir -p results
 cargo build --release --features "${SOAK_FEATURES:-}"

@@ -52,14 +52,14 @@ impl Setting {
             _ => Kind::Faulty { unified: false },
         };
         // The rarer ones lose the device, which gives memory up for good.
-        let fault = match random.below(300) {
+        let fault = match random.below(600) {
             _ if !matches!(kind, Kind::Faulty { .. }) => None,
-            0..10 => Some(Fault::RefusedSubmission(random.within(1, 30))),
-            10..20 => Some(Fault::FailedAllocation(random.within(1, 12))),
-            20..22 => Some(Fault::UnclearSubmission(random.within(1, 30))),
-            22..24 => Some(Fault::PanickingSubmission(random.within(1, 30))),
-            24..26 => Some(Fault::LostAtSegment(random.within(1, 40))),
-            26..28 => Some(Fault::LostAtBatch(random.below(20))),
+            0..20 => Some(Fault::RefusedSubmission(random.within(1, 30))),
+            20..40 => Some(Fault::FailedAllocation(random.within(1, 12))),
+            40..42 => Some(Fault::UnclearSubmission(random.within(1, 30))),
+            42..44 => Some(Fault::PanickingSubmission(random.within(1, 30))),
+            44..46 => Some(Fault::LostAtSegment(random.within(1, 40))),
+            46..48 => Some(Fault::LostAtBatch(random.below(20))),
             _ => None,
         };
         let max_delay = Duration::from_micros(random.pick(&[0, 0, 20, 150]));

@@ -92,6 +92,8 @@ fn soak(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     be_silent_about_planned_panics();
     Files::write()?;
     round::warm_up();
+    // The standard output's buffer is made now too.
+    println!("soak: up to {} samples, from seed {} on", options.samples, options.seed);
     let csv: Box<dyn Write + Send> = match &options.csv {
         Some(path) => Box::new(File::create(path)?),
         None => Box::new(io::sink()),
@@ -177,13 +179,19 @@ impl Watched {
     /// Once a second: notes a row, and that the rounds go on.
     fn watch(&self, mut rows: Vec<Row>, mut csv: impl Write) -> io::Result<Vec<Row>> {
         writeln!(csv, "{}", Row::HEADER)?;
-        while !self.over.load(Ordering::SeqCst) {
+        loop {
+            // Asked first: the last row is of the end.
+            let over = self.over.load(Ordering::SeqCst);
             let row = Row::now(self.began, &self.idle)?;
             row.write(&mut csv)?;
             if rows.len().is_multiple_of(60) {
                 println!("{row}");
             }
             rows.push(row);
+            if over {
+                csv.flush()?;
+                return Ok(rows);
+            }
             let round_began = Duration::from_millis(self.round_began.load(Ordering::SeqCst));
             if self.began.elapsed().saturating_sub(round_began) > PATIENCE {
                 let seed = self.seed.load(Ordering::SeqCst);
@@ -196,8 +204,6 @@ impl Watched {
             }
             std::thread::park_timeout(Duration::from_secs(1));
         }
-        csv.flush()?;
-        Ok(rows)
     }
 }
 
@@ -205,7 +211,7 @@ impl Watched {
 fn be_silent_about_planned_panics() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        let text = panic.payload_as_str().unwrap_or_default();
+        let text = panic.to_string();
         if !text.contains(source::PLANNED) && !text.contains("a test made the driver panic") {
             usual(panic);
         }
