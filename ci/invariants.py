@@ -32,10 +32,10 @@ BREAKS = [
      "outcome.skipped.push(SkippedRow {", "let _ = (SkippedRow {",
      "loader", "skipped_samples_are_left_out_counted_and_listed"),
     (2, "full tickets leave in any order", "loader/ticket.rs",
-     "if state.tickets.front().is_some_and(Ticket::is_full) {\n                state.front += 1;\n"
-     "                return Ok(state.tickets.pop_front());",
-     "if let Some(at) = state.tickets.iter().rposition(Ticket::is_full) {\n                state.front += 1;\n"
-     "                return Ok(state.tickets.remove(at));",
+     "if self.tickets.front().is_some_and(Ticket::is_full) {\n            self.front += 1;\n"
+     "            return Some(Ok(self.tickets.pop_front()));",
+     "if let Some(at) = self.tickets.iter().rposition(Ticket::is_full) {\n            self.front += 1;\n"
+     "            return Some(Ok(self.tickets.remove(at)));",
      "loader", "any_settings_any_delays_any_fault"),
     (3, "a slot is free at submission", "command/reaper.rs",
      "fences.into_iter().try_for_each(|fence| health.wait(fence))",
@@ -77,14 +77,14 @@ BREAKS = [
     (8, "stop does not wake who waits for a slot", "loader/pipeline.rs",
      "        self.ring.stop();\n        if let Some(buffers) = self.buffers.get() {\n            buffers.close(error);\n        }",
      "        self.ring.stop();\n        let _ = error;",
-     "loader", "stop_in_the_middle_joins_all_threads_and_brings_all_memory_home"),
+     "endings", "every_ending_at_every_stage"),
     (8, "stop joins nobody", "loader/pipeline.rs",
      "let workers = self.threads.join(timeout);", "let workers = self.threads.join(Duration::ZERO) * 0;",
-     "loader", "a_source_that_never_returns_is_detached"),
+     "endings", "every_ending_at_every_stage"),
     (9, "a worker's panic is swallowed", "loader/worker.rs",
      ".unwrap_or_else(|panic| Err(Error::panicked(\"the source\", &*panic).into()))",
      ".unwrap_or_else(|panic| std::panic::resume_unwind(panic))",
-     "loader", "a_panic_of_the_source_is_an_error"),
+     "endings", "every_ending_at_every_stage"),
     (9, "the error that comes first wins, whatever its row", "loader/ticket.rs",
      "if ticket.failure.as_ref().is_none_or(|(lowest, _)| row < *lowest) {", "if ticket.failure.is_none() {",
      "loader", "of_several_errors_the_first_sample_counts"),

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use batchline::{
-    AsyncDataLoader, AsyncDataLoaderConfig, ConfigBuilder, DType, DataSource, Device, FnDataset,
-    FnSource, HostTensor, IterSource, LastBatch, Sample, SampleSpec, Sampler,
+    AsyncDataLoader, AsyncDataLoaderConfig, BoxError, ConfigBuilder, DType, DataSource, Dataset,
+    Device, FnDataset, FnSource, GpuBatch, HostTensor, InMemory, IterSource, LastBatch, Sample,
+    SampleMut, SampleSpec, Sampler,
 };
 
-use super::{numbers, start, start_source, values};
+use super::{builder, host, numbers, start, start_source, values};
 
 fn batches_of(samples: u64) -> ConfigBuilder {
     AsyncDataLoaderConfig::builder().batch_size(samples).device(Device::host())
@@ -236,4 +237,56 @@ fn an_endless_loader_goes_on() {
         assert_eq!(batch.is_last_in_epoch(), number % 3 == 2);
     }
     assert!(loader.stats().is_running);
+}
+
+/// The same samples, read one by one or copied from where they lie.
+#[test]
+fn memory_is_copied_as_it_would_be_read() {
+    struct Read(InMemory);
+    impl Dataset for Read {
+        fn len(&self) -> u64 {
+            self.0.len()
+        }
+        fn spec(&self) -> &SampleSpec {
+            self.0.spec()
+        }
+        fn read(&self, index: u64, sample: &mut SampleMut<'_>) -> Result<(), BoxError> {
+            self.0.read(index, sample)
+        }
+    }
+    /// Says that it lies in memory, and is a byte short.
+    struct Short(InMemory);
+    impl Dataset for Short {
+        fn len(&self) -> u64 {
+            self.0.len()
+        }
+        fn spec(&self) -> &SampleSpec {
+            self.0.spec()
+        }
+        fn read(&self, index: u64, sample: &mut SampleMut<'_>) -> Result<(), BoxError> {
+            self.0.read(index, sample)
+        }
+        fn contiguous(&self, tensor: usize) -> Option<&[u8]> {
+            self.0.contiguous(tensor).map(|bytes| &bytes[1..])
+        }
+    }
+    let inputs = (0..101i64 * 3).collect::<Vec<_>>();
+    let labels = (0..101u8).collect::<Vec<_>>();
+    let dataset = InMemory::new(HostTensor::new(inputs, &[101, 3]).unwrap())
+        .and_then(|set| set.labels(HostTensor::new(labels, &[101])?))
+        .unwrap();
+    for (shuffle, last) in [(false, LastBatch::Keep), (true, LastBatch::Pad)] {
+        let config = || builder(&host()).shuffle(shuffle).last_batch(last).epochs(2).workers(3);
+        let batches = |loader: AsyncDataLoader| {
+            let bytes = |batch: GpuBatch| {
+                let label = batch.label_tensor().unwrap().to_bytes().unwrap();
+                (batch.input_tensor().to_vec::<i64>().unwrap(), label)
+            };
+            loader.batches().map(|batch| bytes(batch.unwrap())).collect::<Vec<_>>()
+        };
+        let expected = batches(start(Read(dataset.clone()), config()));
+        assert_eq!(expected.len(), 22);
+        assert_eq!(batches(start(dataset.clone(), config())), expected);
+        assert_eq!(batches(start(Short(dataset.clone()), config())), expected);
+    }
 }
