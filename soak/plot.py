@@ -28,7 +28,7 @@ PANELS = [
         "Left on the heap by rounds whose device lived",
         "KiB",
         64,
-        [("bytes allocated and never freed; 64 KiB would be too much", "c", lambda row: row["left_behind_bytes"] / 1024)],
+        [("bytes allocated and never freed", "c", lambda row: row["left_behind_bytes"] / 1024)],
     ),
     (
         "Threads and open files",

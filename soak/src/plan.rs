@@ -51,6 +51,12 @@ impl Plan {
         if self.last == LastBatch::Drop { self.len / global } else { self.len.div_ceil(global) }
     }
 
+    /// Batches that are read in an epoch: a pull source is asked for the last one also where it is
+    /// short and left out.
+    fn read(&self) -> u64 {
+        if self.pulled { self.len.div_ceil(self.batch_size) } else { self.batches() }
+    }
+
     /// The samples of a batch.
     fn indices(&self, epoch: u64, batch: u64) -> Vec<u64> {
         let global = self.batch_size * self.world_size;
@@ -118,7 +124,7 @@ impl<'a, F: Fn(u64) -> bool> Stream<'a, F> {
 
     pub fn next(&mut self) -> Next {
         loop {
-            if self.at == self.plan.batches() {
+            if self.at == self.plan.read() {
                 (self.epoch, self.batch, self.at) = (self.epoch + 1, 0, 0);
             }
             if self.plan.epochs.is_some_and(|epochs| self.epoch >= epochs) {
@@ -130,6 +136,11 @@ impl<'a, F: Fn(u64) -> bool> Stream<'a, F> {
                     if self.policy == Bad::Fatal {
                         return Next::Failure;
                     }
+                    self.at += 1;
+                    continue;
+                }
+                if self.at == self.plan.batches() {
+                    // Short, and left out.
                     self.at += 1;
                     continue;
                 }
