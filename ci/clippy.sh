@@ -6,4 +6,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 cargo clippy --workspace --all-targets -- -D warnings
 cargo clippy --workspace --all-targets --all-features -- -D warnings
+cargo clippy --manifest-path soak/Cargo.toml --locked --all-targets -- -D warnings
 echo "clippy: ok"

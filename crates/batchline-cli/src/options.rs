@@ -234,6 +234,14 @@ impl FromStr for Normalize {
     }
 }
 
+/// The text number `case` of characters of `alphabet`, up to eleven of them.
+#[cfg(test)]
+pub(crate) fn text_of(alphabet: &str, case: u64) -> String {
+    let letters: Vec<char> = alphabet.chars().collect();
+    let draw = |place| usize::try_from(batchline::mix(&[case, place]) >> 32).unwrap();
+    (1..=case % 12).map(|place| letters[draw(place) % letters.len()]).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,6 +270,41 @@ mod tests {
         for wrong in ["", "8", "8/", "/4", "8/0", "8/1e-45", "8/nan", "inf/1", "1,2/1,2,3", "1/2/3"]
         {
             assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_read_can_be_computed_with() {
+        let mut accepted = 0;
+        for case in 0..50_000 {
+            let text = text_of("01289,,//.-e nif\u{e9}\0", case);
+            let Ok(Normalize { mean, std }) = text.parse() else { continue };
+            accepted += 1;
+            assert!(!mean.is_empty() && mean.len() == std.len(), "{text:?}");
+            assert!(mean.iter().chain(&std).all(|number| number.is_finite()), "{text:?}");
+            assert!(std.iter().all(|std| std.recip().is_finite()), "{text:?}");
+            // Written out, it is the same again.
+            let list = |numbers: &[f32]| {
+                numbers.iter().map(f32::to_string).collect::<Vec<String>>().join(",")
+            };
+            let again = format!("{}/{}", list(&mean), list(&std)).parse();
+            assert_eq!(again, Ok(Normalize { mean, std }), "{text:?}");
+        }
+        assert!(accepted > 100, "{accepted}");
+    }
+
+    #[test]
+    fn no_other_name_is_a_device() {
+        for case in 0..50_000 {
+            let text = text_of("cud:a09hostwgp+- ", case);
+            match text.parse() {
+                Ok(DeviceChoice::Cuda(Some(number))) => {
+                    let digits = text.strip_prefix("cuda:").unwrap();
+                    assert_eq!(digits.parse(), Ok(number), "{text:?}");
+                }
+                Ok(_) => assert!(["auto", "host", "cuda", "wgpu"].contains(&&*text), "{text:?}"),
+                Err(_) => {}
+            }
         }
     }
 }

@@ -153,4 +153,27 @@ mod tests {
             assert!(parse_bytes(wrong).is_err(), "{wrong}");
         }
     }
+
+    #[test]
+    fn numbers_of_bytes_are_exact_or_refused() {
+        let units = [("", 1), ("b", 1), (" KiB", 1 << 10), ("gib", 1 << 30), ("TB", 10u64.pow(12))];
+        for case in 0..10_000 {
+            // Of all lengths.
+            let number = batchline::mix(&[case]) >> (case % 64);
+            let (unit, factor) = units[usize::try_from(case).unwrap() % units.len()];
+            let read = parse_bytes(&format!("{number}{unit}"));
+            assert_eq!(read.ok(), number.checked_mul(factor), "{number}{unit}");
+        }
+    }
+
+    #[test]
+    fn no_text_is_read_as_something_else() {
+        for case in 0..20_000 {
+            let text = crate::options::text_of("019 KkMGTiBb.-+e\u{e9}\0", case);
+            let Ok(number) = parse_bytes(&text) else { continue };
+            let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+            let given: u64 = digits.parse().unwrap();
+            assert!(given == 0 && number == 0 || number % given == 0, "{text:?} as {number}");
+        }
+    }
 }

@@ -179,6 +179,10 @@ impl Stage {
     fn line(&self, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
         let StageTimes { working, waiting_for_input, waiting_for_room, .. } = self.times;
         let all = working + waiting_for_input + waiting_for_room;
+        if all.is_zero() {
+            // There is no such stage.
+            return Ok(());
+        }
         let [working, input, room] = [working, waiting_for_input, waiting_for_room]
             .map(|part| format!("{:.1} %", percent(part, all)));
         writeln!(f, "  {name:25}{working:>9}{input:>20}{room:>19}")

@@ -1,6 +1,6 @@
 //! A data set of one's own, read by all workers at once: noisy sine waves and their frequencies.
 //!
-//! `cargo run --example own_dataset`
+//! `cargo run -p batchline --example own_dataset`
 
 use batchline::{
     AsyncDataLoader, AsyncDataLoaderConfig, BoxError, DType, Dataset, Device, Host, SampleMut,

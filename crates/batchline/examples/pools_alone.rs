@@ -1,6 +1,6 @@
 //! Only the parts: pooled tensors, a staging pool, and command buffers, without a loader.
 //!
-//! `cargo run --example pools_alone`
+//! `cargo run -p batchline --example pools_alone`
 
 use batchline::{
     BatchOperation, CommandBufferPool, Conversion, DType, Device, MemoryLimits, MemoryManager,

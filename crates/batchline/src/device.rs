@@ -27,7 +27,7 @@ pub struct Device {
 }
 
 /// What there is to find on this machine, and what is missing.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Found {
     /// A device that can be opened.
@@ -80,7 +80,7 @@ impl Device {
     /// batchline's.
     ///
     /// # Errors
-    /// The device lacks what batchline needs, or is lost.
+    /// The device is lost, or out of memory.
     #[cfg(feature = "wgpu")]
     pub fn wgpu_from(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
         let backend = crate::backend::wgpu::WgpuBackend::adopt(device, queue)?;

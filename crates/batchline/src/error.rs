@@ -21,7 +21,7 @@ pub enum Error {
     /// A setting makes no sense.
     #[error("{setting} {problem}: {remedy}")]
     Config {
-        /// The setting's name in [`AsyncDataLoaderConfig`](crate::AsyncDataLoaderConfig).
+        /// The setting's name, such as `batch_size`.
         setting: &'static str,
         /// What is wrong with its value.
         problem: String,

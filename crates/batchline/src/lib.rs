@@ -45,20 +45,22 @@
 //!
 //! # Where to go from here
 //!
-//! | you want | look at |
-//! | --- | --- |
-//! | samples from your own files, read by all threads at once | [`Dataset`], [`FnDataset`] |
-//! | samples that come one after another | [`DataSource`], [`IterSource`] |
-//! | data sets on disk | `formats` (feature `formats`) |
-//! | several tensors per sample, masks, weights | [`SampleSpec`] |
-//! | an order of your own | [`Sampler`] |
-//! | several processes | [`ConfigBuilder::shard`] |
-//! | to go on after a restart | [`LoaderState`], [`ConfigBuilder::resume_from`] |
-//! | bad samples not to end the run | [`ErrorPolicy`] |
-//! | pixels as `u8` over the link and as floats on the device | [`ConfigBuilder::convert`] |
-//! | to use a batch in your own kernels | [`GpuBatch::bind`] |
-//! | only the pools | [`StagingBufferPool`], [`CommandBufferPool`], [`MemoryManager`] |
-//! | another kind of device | [`backend`], `testing` (feature `testing`) |
+//! | you want | look at | chapter |
+//! | --- | --- | --- |
+//! | samples from your own files, read by all threads at once | [`Dataset`], [`FnDataset`] | [`guide::datasets`] |
+//! | samples that come one after another | [`DataSource`], [`IterSource`] | [`guide::closures`] |
+//! | data sets on disk | `formats` (feature `formats`) | |
+//! | several tensors per sample, masks, weights | [`SampleSpec`] | [`guide::tensors`] |
+//! | an order of your own | [`Sampler`] | [`guide::orders`] |
+//! | several processes | [`ConfigBuilder::shard`] | [`guide::ranks`] |
+//! | to go on after a restart | [`LoaderState`], [`ConfigBuilder::resume_from`] | [`guide::resume`] |
+//! | bad samples not to end the run | [`ErrorPolicy`] | [`guide::errors`] |
+//! | pixels as `u8` over the link and as floats on the device | [`ConfigBuilder::convert`] | |
+//! | to know what holds the run up | [`AsyncDataLoader::stats`] | [`guide::bottlenecks`] |
+//! | to use a batch in your own kernels | [`GpuBatch::bind`] | [`guide::own_wgpu_device`] |
+//! | batches in asynchronous code | `AsyncDataLoader::stream` (feature `async`) | [`guide::streams`] |
+//! | only the pools | [`StagingBufferPool`], [`CommandBufferPool`], [`MemoryManager`] | [`guide::pools`] |
+//! | another kind of device, or to test your source | [`backend`], `testing` (feature `testing`) | [`guide::tests`] |
 //!
 //! # Features
 //!
@@ -79,6 +81,7 @@ mod dtype;
 mod error;
 #[cfg(feature = "formats")]
 pub mod formats;
+pub mod guide;
 mod loader;
 mod memory;
 mod plan;

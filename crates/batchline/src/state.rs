@@ -84,25 +84,32 @@ impl LoaderState {
             problem: if error.is_eof() {
                 "it is cut short; use an older one, or start anew".to_owned()
             } else {
-                format!("it is no state of a loader ({error})")
+                format!("it is no state of a loader ({})", one_line(&error.to_string()))
             },
         };
         // The version first: what else there is depends on it.
-        let saved: serde_json::Value = serde_json::from_str(text).map_err(refuse)?;
-        let version = saved.pointer("/state/version").and_then(serde_json::Value::as_u64);
-        if let Some(version) = version.filter(|version| *version != u64::from(Self::VERSION)) {
-            let problem = format!(
-                "it has version {version}, this program reads version {}; start anew",
-                Self::VERSION
-            );
-            return Err(Error::State { problem });
+        let any: serde_json::Value = serde_json::from_str(text).map_err(refuse)?;
+        if let Some(version) = any.pointer("/state/version").and_then(serde_json::Value::as_u64) {
+            Self::check_version(version)?;
         }
-        let saved: Saved = serde_json::from_value(saved).map_err(refuse)?;
+        // From the text again, for the error to name the place.
+        let saved: Saved = serde_json::from_str(text).map_err(refuse)?;
         if saved.checksum != saved.state.checksum() {
             let problem = "its checksum does not match: it was damaged or edited".to_owned();
             return Err(Error::State { problem });
         }
         Ok(saved.state)
+    }
+
+    pub(crate) fn check_version(version: u64) -> Result<()> {
+        if version == u64::from(Self::VERSION) {
+            return Ok(());
+        }
+        let problem = format!(
+            "it has version {version}, this program reads version {}; start anew",
+            Self::VERSION
+        );
+        Err(Error::State { problem })
     }
 
     /// Writes the state to a file: first beside it, then renamed, so that a crash leaves the old
@@ -148,8 +155,15 @@ impl LoaderState {
     }
 }
 
+/// Text with names in it that the file chose, fit for an error: one line, not too long.
+fn one_line(text: &str) -> String {
+    text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn state() -> LoaderState {
@@ -179,20 +193,119 @@ mod tests {
     fn cut_short_at_any_place_it_is_refused() {
         let text = state().to_json();
         for end in 0..text.len() {
-            assert!(matches!(LoaderState::from_json(&text[..end]), Err(Error::State { .. })));
+            assert!(refused(&text[..end]).contains("cut short"), "after {end} bytes");
         }
-        let error = LoaderState::from_json(&text[..40]).unwrap_err().to_string();
-        assert!(error.contains("cut short"), "{error}");
+    }
+
+    /// What is wrong with a text.
+    fn refused(text: &str) -> String {
+        match LoaderState::from_json(text) {
+            Err(Error::State { problem }) => problem,
+            other => panic!("{other:?} of {text}"),
+        }
+    }
+
+    /// The objects of the text, by their places in it, and their fields.
+    fn fields() -> Vec<(&'static str, Vec<String>)> {
+        let text = serde_json::from_str::<Value>(&state().to_json()).unwrap();
+        ["", "/state", "/state/skipped/0"]
+            .map(|place| {
+                let object = text.pointer(place).unwrap().as_object().unwrap();
+                (place, object.keys().cloned().collect())
+            })
+            .to_vec()
+    }
+
+    /// The text with one of its objects changed.
+    fn edited(place: &str, edit: impl FnOnce(&mut serde_json::Map<String, Value>)) -> String {
+        let mut text = serde_json::from_str::<Value>(&state().to_json()).unwrap();
+        edit(text.pointer_mut(place).unwrap().as_object_mut().unwrap());
+        serde_json::to_string_pretty(&text).unwrap()
     }
 
     #[test]
-    fn edited_it_is_refused() {
-        let edited = state().to_json().replace("\"position\": 31", "\"position\": 32");
-        let error = LoaderState::from_json(&edited).unwrap_err().to_string();
-        assert!(error.contains("edited"), "{error}");
-        let newer = state().to_json().replace("\"version\": 1", "\"version\": 2");
-        let error = LoaderState::from_json(&newer).unwrap_err().to_string();
-        assert!(error.contains("version 2"), "{error}");
+    fn a_field_more_or_less_is_refused_by_its_name() {
+        let mut count = 0;
+        for (place, fields) in fields() {
+            for field in fields {
+                count += 1;
+                let less = refused(&edited(place, |object| drop(object.remove(&field))));
+                // An index that is missing is none, so only the checksum can tell.
+                let expected = if field == "sample" {
+                    "its checksum does not match".to_owned()
+                } else {
+                    format!("missing field `{field}`")
+                };
+                assert!(less.contains(&expected), "{place}/{field}: {less}");
+            }
+            let more = refused(&edited(place, |object| {
+                object.insert("more".to_owned(), 1.into());
+            }));
+            assert!(more.contains("unknown field `more`"), "{place}: {more}");
+        }
+        assert_eq!(count, 2 + 8 + 4);
+    }
+
+    #[test]
+    fn a_field_that_was_edited_is_refused() {
+        let ours = serde_json::from_str::<Value>(&state().to_json()).unwrap();
+        for (place, fields) in fields() {
+            for field in fields {
+                let own = &ours.pointer(place).unwrap()[&field];
+                // Another number that it could be, numbers that it can't be, and other things.
+                let mut values = vec![
+                    serde_json::json!(5),
+                    serde_json::json!(u64::MAX - 1),
+                    serde_json::json!(-1),
+                    serde_json::json!(0.5),
+                    serde_json::json!(1e300),
+                    serde_json::json!("5"),
+                    serde_json::json!(true),
+                    serde_json::json!([5]),
+                    serde_json::json!({}),
+                    Value::Null,
+                ];
+                values.retain(|value| value != own);
+                for value in values {
+                    let text = edited(place, |object| {
+                        object.insert(field.clone(), value.clone());
+                    });
+                    let problem = refused(&text);
+                    let whole = value.is_u64();
+                    let expected = match (own, &*field) {
+                        (_, "version") if whole => "version",
+                        // Of the right kind: only the checksum can tell.
+                        (Value::Number(_), _) if whole => "its checksum does not match",
+                        (Value::String(_), _) if value.is_string() => "its checksum does not match",
+                        (_, "sample") if value.is_null() => "its checksum does not match",
+                        // Of another kind: the place in the text.
+                        _ => "at line",
+                    };
+                    assert!(problem.contains(expected), "{place}/{field} = {value}: {problem}");
+                }
+            }
+        }
+        let twice = state().to_json().replace("\"seed\": 7", "\"seed\": 8, \"seed\": 7");
+        assert!(refused(&twice).contains("duplicate field `seed`"));
+    }
+
+    #[test]
+    fn another_version_is_refused_whatever_else_there_is() {
+        let newer = edited("/state", |object| {
+            object.insert("version".to_owned(), 2.into());
+            object.insert("more".to_owned(), 1.into());
+        });
+        assert!(refused(&newer).contains("it has version 2, this program reads version 1"));
+    }
+
+    #[test]
+    fn what_a_file_says_does_not_get_out_of_the_error() {
+        let text = format!("{{\"{}\\n\\u001b[2J\": 1}}", "x".repeat(50_000));
+        for text in [&*text, r#"{"\n\u001b[2J": 1}"#, r#"{"state": {"\n\u001b[2J": 1}}"#] {
+            let error = LoaderState::from_json(text).unwrap_err().to_string();
+            assert!(!error.contains(char::is_control) && error.len() < 300, "{error:?}");
+            assert!(error.contains("no state of a loader"), "{error:?}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::sync;
 
 /// What a loader has done since it was last started, and where the time went.
-#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct AsyncDataLoaderStats {
     /// Whether it is started and has not ended.
@@ -51,19 +51,20 @@ pub struct AsyncDataLoaderStats {
 }
 
 /// The stages, in the order of the flow.
-#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Stages {
     /// The workers, all together: reading samples into slots.
     pub workers: StageTimes,
-    /// The submitter: recording and submitting transfers.
+    /// The submitter: recording and submitting transfers. Nothing where there is none, as on the
+    /// host without a conversion.
     pub submitter: StageTimes,
     /// The consumer: from one call of `get_batch` to the next.
     pub consumer: StageTimes,
 }
 
 /// How the threads of a stage spent their time.
-#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct StageTimes {
     /// Doing its work.
@@ -75,7 +76,7 @@ pub struct StageTimes {
 }
 
 /// The stage that holds all others up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Bottleneck {
@@ -152,7 +153,7 @@ impl AsyncDataLoaderStats {
 
 impl fmt::Display for Bottleneck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Bottleneck::Unknown => "unknown",
             Bottleneck::Workers => "workers",
             Bottleneck::Transfer => "transfer",

@@ -42,11 +42,61 @@ pub(crate) struct Condvar {
     /// Threads that wait. It is changed under the lock, so whoever changes the condition after such
     /// a thread has looked at it finds the thread counted.
     waiting: AtomicUsize,
+    /// Counts notifications, for threads that look for one before they sleep.
+    notified: AtomicUsize,
+    /// Waits in a row before which looking was of no use, or was left out.
+    misses: AtomicUsize,
 }
+
+/// Whether a wait has looked for a notification already.
+#[derive(Debug, Default)]
+pub(crate) struct Looked(bool);
+
+/// How long a thread looks before it sleeps. Putting it to sleep and waking it takes about as long.
+const LOOK: Duration = Duration::from_micros(10);
 
 impl Condvar {
     pub(crate) fn new() -> Self {
-        Self { inner: imp::Condvar::new(), waiting: AtomicUsize::new(0) }
+        let none = || AtomicUsize::new(0);
+        Self { inner: imp::Condvar::new(), waiting: none(), notified: none(), misses: none() }
+    }
+
+    /// As [`wait_at_most`](Self::wait_at_most), for news that mostly comes within microseconds: the
+    /// first call of a wait looks for it without sleeping, where that has been of use lately.
+    pub(crate) fn wait_eagerly<'a, T>(
+        &self,
+        mutex: &'a Mutex<T>,
+        guard: MutexGuard<'a, T>,
+        looked: &mut Looked,
+        timeout: Option<Duration>,
+    ) -> MutexGuard<'a, T> {
+        // A model has no time to lose.
+        if cfg!(loom) || std::mem::replace(&mut looked.0, true) {
+            return self.wait_at_most(guard, timeout);
+        }
+        // After a few misses only now and then.
+        let misses = self.misses.fetch_add(1, Ordering::Relaxed);
+        if misses > 4 && !misses.is_multiple_of(16) {
+            return self.wait_at_most(guard, timeout);
+        }
+        let before = self.notified.load(Ordering::Relaxed);
+        drop(guard);
+        let began = now();
+        for round in 0.. {
+            if self.notified.load(Ordering::Relaxed) != before {
+                self.misses.store(0, Ordering::Relaxed);
+                break;
+            }
+            if round % 16 != 15 {
+                std::hint::spin_loop();
+            } else if began.elapsed() < LOOK {
+                std::thread::yield_now();
+            } else {
+                break;
+            }
+        }
+        // Not asleep yet: the caller looks at its condition first.
+        mutex.lock()
     }
 
     pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
@@ -82,12 +132,14 @@ impl Condvar {
     }
 
     pub(crate) fn notify_one(&self) {
+        self.notified.fetch_add(1, Ordering::Relaxed);
         if self.waiting.load(Ordering::Relaxed) > 0 {
             self.inner.notify_one();
         }
     }
 
     pub(crate) fn notify_all(&self) {
+        self.notified.fetch_add(1, Ordering::Relaxed);
         if self.waiting.load(Ordering::Relaxed) > 0 {
             self.inner.notify_all();
         }

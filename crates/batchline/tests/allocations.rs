@@ -30,8 +30,8 @@ static ALLOCATOR: Counting = Counting;
 /// Shuffled epochs with labels and weights, several workers, every batch looked at.
 #[test]
 fn batches_are_delivered_without_allocating() {
-    let rows = 1000;
-    let tensor = |width: u64| HostTensor::new(vec![1u8; (rows * width) as usize], &[rows, width]);
+    let tensor =
+        |width: u16| HostTensor::new(vec![1u8; 1000 * usize::from(width)], &[1000, width.into()]);
     let dataset = InMemory::new(tensor(64).unwrap())
         .and_then(|set| set.labels(HostTensor::new(vec![3i64; 1000], &[1000])?))
         .and_then(|set| set.weights("mask", tensor(8)?))

@@ -87,7 +87,7 @@ fn read(dataset: &dyn Dataset, index: u64) -> Vec<Vec<u8>> {
 fn error_of<T>(result: Result<T>) -> String {
     let Err(err) = result else { panic!("no error") };
     let text = err.chain();
-    assert!(!text.contains('\n') && text.len() < 600, "not a clear line: {text}");
+    assert!(!text.contains(char::is_control) && text.len() < 600, "not a clear line: {text:?}");
     text
 }
 
@@ -836,6 +836,7 @@ fn synthetic_specs_that_are_wrong() {
         ("synthetic:1,2*3,u8", "the extent \"2*3\""),
         ("synthetic:1,1x1x1x1x1x1x1x1x1,u8", "9 dimensions at most, expected 8"),
         ("synthetic:1,4294967296x4294967296,u8", "overflows 64 bits"),
+        ("synthetic:1,\u{1b}[2J,u8", "the extent \"\\u{1b}[2J\""),
         ("synthetic:1,2,u9", "unknown dtype \"u9\": use f32"),
         ("", "dataset is an empty name: name a folder"),
     ] {

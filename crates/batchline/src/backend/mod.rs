@@ -52,7 +52,7 @@ pub enum DeviceKind {
 
 impl fmt::Display for DeviceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             DeviceKind::Host => "host",
             DeviceKind::Wgpu => "wgpu",
             DeviceKind::Cuda => "cuda",
@@ -75,8 +75,7 @@ pub struct DeviceInfo {
     /// Largest single allocation in bytes.
     pub max_allocation: u64,
     /// Offsets and lengths of copies and fills are multiples of this many bytes, a power of two and
-    /// at most 256.
-    /// A length may be odd where it ends with its tensor.
+    /// at most 256. A length may be odd where it ends with its tensor.
     pub copy_alignment: u64,
     /// Whether device memory is ordinary memory of the host, so that a filled slot can be a batch
     /// without a copy. Every [`DeviceMemory::host_ptr`] is `Some` then.
@@ -209,6 +208,7 @@ impl Command<'_> {
 ///   with subnormal inputs and results taken as zero (some GPUs flush them), and the sum rounded
 ///   to the target as above.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct ConvertSpec {
     /// The source's element type.
     pub from: DType,
@@ -343,6 +343,18 @@ pub struct SubmitError {
     pub enqueued: bool,
 }
 
+impl fmt::Display for SubmitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for SubmitError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
+}
+
 impl From<Error> for SubmitError {
     /// An error before anything reached the device.
     fn from(error: Error) -> Self {
@@ -391,7 +403,8 @@ pub unsafe trait Backend: Any + fmt::Debug + Send + Sync {
 
     /// Waits until the fence has passed; false when it had not within `timeout`. With a zero
     /// timeout it asks and does not wait, and may be called by any thread; else it is called by
-    /// one thread at a time, except on a [unified](DeviceInfo::unified) device. A fence that was never submitted must not be named.
+    /// one thread at a time, except on a [unified](DeviceInfo::unified) device. A fence that was
+    /// never submitted must not be named.
     ///
     /// When this returns true for a segment that uploaded from staging memory, that memory is the
     /// host's again.

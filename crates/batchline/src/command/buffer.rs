@@ -84,6 +84,7 @@ impl Drop for Recording {
 /// # Ok::<(), batchline::Error>(())
 /// ```
 #[derive(Debug)]
+#[must_use = "nothing that is recorded is done until it is executed"]
 pub struct CommandBuffer {
     recording: Recording,
     memory: MemoryManager,

@@ -46,7 +46,7 @@ impl LossListener for Inner {
 }
 
 /// The counts of a [`CommandBufferPool`] at one moment: `available + in_use = total ≤ max`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 #[non_exhaustive]
 pub struct CommandPoolStats {
     /// Buffers made and free.
@@ -101,10 +101,12 @@ impl CommandBufferPool {
         }
     }
 
-    /// Closes the pool and waits no longer than `timeout`; false when that was too short.
+    /// Closes the pool and waits no longer than `timeout`; false when that was too short. Called
+    /// from a completion it does not wait, as [`cleanup`](Self::cleanup).
     pub(crate) fn cleanup_within(&self, timeout: Duration) -> bool {
         self.inner.pool.close(Error::Closed { what: "command buffer pool" });
-        self.inner.pool.wait_landed(Patience::within(timeout))
+        let patience = self.device().core().patience(Patience::within(timeout));
+        self.inner.pool.wait_landed(patience) || patience == Patience::None
     }
 
     fn get(&self, patience: Patience) -> Result<CommandBuffer> {

@@ -19,6 +19,7 @@ use crate::{DType, Element, Error, Result, staging};
 /// assert_eq!(readback.to_vec::<f32>()?, [1.0, 2.0]);
 /// # Ok::<(), batchline::Error>(())
 /// ```
+#[must_use = "what is read back is in it"]
 pub struct Readback {
     arrival: Arrival,
     dtype: DType,

@@ -239,6 +239,13 @@ impl Array {
         Ok(())
     }
 
+    /// All samples, where the file holds them as they are delivered.
+    fn contiguous(&self) -> Option<&[u8]> {
+        let Stored { encoding, swapped } = self.layout.stored;
+        let plain = matches!(encoding, Encoding::Plain(_)) && !swapped && !self.layout.fortran;
+        plain.then(|| &self.bytes.as_slice()[self.start..])
+    }
+
     /// The bytes of a sample, where they lie together.
     fn row_bytes(&self, row: usize) -> &[u8] {
         let len = self.row_elements * self.layout.stored.size();
@@ -367,6 +374,14 @@ impl Arrays {
             labels.read(index, sample.label())?;
         }
         Ok(())
+    }
+
+    /// See [`Dataset::contiguous`](crate::Dataset::contiguous).
+    pub(super) fn contiguous(&self, tensor: usize) -> Option<&[u8]> {
+        match tensor {
+            0 => self.inputs.contiguous(),
+            _ => self.labels.as_ref()?.contiguous(),
+        }
     }
 
     pub(super) fn fingerprint(&self) -> u64 {

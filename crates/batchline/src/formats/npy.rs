@@ -68,6 +68,10 @@ impl Dataset for Npy {
         self.0.read(index, sample)
     }
 
+    fn contiguous(&self, tensor: usize) -> Option<&[u8]> {
+        self.0.contiguous(tensor)
+    }
+
     /// Of the length, the spec and the content: all of it up to 64 MiB per file, and above that
     /// samples of it. The files' names don't matter.
     fn fingerprint(&self) -> u64 {

@@ -64,7 +64,7 @@ impl Synthetic {
         let wrong = |problem: String| {
             Error::config(
                 "dataset",
-                format!("\"synthetic:{text}\": {problem}"),
+                format!("{:?}: {problem}", format!("synthetic:{text}")),
                 "write synthetic:SAMPLES,SHAPE,DTYPE, as in synthetic:100000,3x224x224,u8",
             )
         };

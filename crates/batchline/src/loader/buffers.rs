@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::config::AsyncDataLoaderConfig;
 use super::slot::Slot;
+use crate::backend::DeviceKind;
 use crate::batch::Lists;
 use crate::command::{CommandBufferPool, Conversion};
 use crate::memory::{Patience, Pool, Storage};
@@ -88,12 +89,14 @@ impl Buffers {
         while stock.grow(bytes)? | staging.as_ref().map_or(Ok(false), StagingBufferPool::grow)? {}
         let [slots, raws, outputs] = stock.blocks;
         let count = slots.len().max(outputs.len());
+        // Nothing is ever on its way to the host's own memory.
+        let host = memory.device().kind() == DeviceKind::Host;
         let slots = match staging {
             Some(pool) => Slots::Staging(pool),
-            None => Slots::Unified(Pool::stocked("slots", slots)),
+            None => Slots::Unified(Pool::stocked("slots", slots, host)),
         };
-        let raws = (!raws.is_empty()).then(|| Pool::stocked("raw batches", raws));
-        let outputs = (!outputs.is_empty()).then(|| Pool::stocked("outputs", outputs));
+        let raws = (!raws.is_empty()).then(|| Pool::stocked("raw batches", raws, false));
+        let outputs = (!outputs.is_empty()).then(|| Pool::stocked("outputs", outputs, host));
         Ok(Self {
             spec: Arc::new(spec.clone()),
             layout: Arc::new(layout),
@@ -116,7 +119,7 @@ impl Buffers {
         match &self.slots {
             Slots::Staging(pool) => pool.get_buffer().map(Slot::Staging),
             Slots::Unified(pool) => {
-                let loan = pool.acquire(Patience::Forever, no_more)?;
+                let loan = pool.acquire(Patience::Forever, || self.no_more())?;
                 // Work that the consumer enqueued on the memory may still be on its way.
                 loan.block().wait_idle()?;
                 Ok(Slot::Unified(loan))
@@ -150,6 +153,13 @@ impl Buffers {
         for pool in self.raws.iter().chain(&self.outputs) {
             pool.close(error.clone());
         }
+    }
+
+    /// What a stocked pool makes new: nothing. It comes to that only when a block was given up, on a
+    /// device that is lost; this pipeline may not have been told yet.
+    pub(super) fn no_more(&self) -> Result<Arc<Storage>> {
+        self.commands.device().check()?;
+        Err(Error::Closed { what: "pool of a lost device" })
     }
 
     /// Waits until no transfer is on its way; false when `timeout` was too short for that.
@@ -187,10 +197,4 @@ impl Stock<'_> {
         }
         Ok(grown)
     }
-}
-
-/// What a stocked pool makes new: nothing. It comes to that only when a block was given up, on a
-/// device that is lost.
-pub(super) fn no_more() -> Result<Arc<Storage>> {
-    Err(Error::Closed { what: "pool of a lost device" })
 }

@@ -51,7 +51,7 @@ pub struct AsyncDataLoaderConfig {
 }
 
 /// What becomes of a sample that can't be read. A panic of the source counts as an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum ErrorPolicy {
     /// The stream ends with the error, behind all batches before it.

@@ -1,13 +1,14 @@
 //! The last queue: batches in order, then how the stream ends. It is bounded by the outputs.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
 
 use super::ticket::Place;
 use crate::memory::{Held, Patience};
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Looked, Mutex};
 use crate::{Error, GpuBatch, Skipped};
 
 /// A batch that was submitted, in front of the consumer. Its transfer may still be on its way.
@@ -97,12 +98,17 @@ impl<R> Deliver<R> {
         self.wake(state);
     }
 
-    /// Ends the stream at once: the batches that nobody took are dropped. Returns the ending that
-    /// counts, which is the first.
-    pub(crate) fn abandon(&self, ending: Ending) -> Ending {
+    /// Ends the stream at once with an error: the batches that nobody took are dropped. Returns the
+    /// error that counts, which is the first. That the data are at their end does not count: the
+    /// consumer has not got there.
+    pub(crate) fn abandon(&self, error: Error) -> Error {
         let mut state = self.state.lock();
         let dropped = std::mem::take(&mut state.ready);
-        let first = state.ending.get_or_insert(ending).clone();
+        let first = match state.ending.take() {
+            Some(Ending::Failed(first)) => first,
+            Some(Ending::End) | None => error,
+        };
+        state.ending = Some(Ending::Failed(first.clone()));
         self.wake(state);
         drop(dropped);
         first
@@ -112,7 +118,10 @@ impl<R> Deliver<R> {
         let wakers = std::mem::take(&mut state.wakers);
         drop(state);
         self.changed.notify_all();
-        wakers.into_iter().for_each(Waker::wake);
+        for waker in wakers {
+            // A waker that panics is its owner's trouble; the others must wake.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        }
     }
 
     /// The next batch, waiting for it as long as `patience` lasts. `waker` is woken when it is
@@ -126,6 +135,7 @@ impl<R> Deliver<R> {
         waker: Option<&Waker>,
         note: impl FnOnce(&R),
     ) -> Result<Taken<R>, Error> {
+        let mut looked = Looked::default();
         let mut state = self.state.lock();
         loop {
             if let Some(ready) = state.ready.pop_front() {
@@ -150,7 +160,7 @@ impl<R> Deliver<R> {
                 state.wakers.push(waker.clone());
             }
             let Some(left) = patience.left() else { return Ok(Taken::NotYet) };
-            state = self.changed.wait_at_most(state, left);
+            state = self.changed.wait_eagerly(&self.state, state, &mut looked, left);
         }
     }
 
@@ -207,8 +217,7 @@ mod loom_tests {
             let stopper = {
                 let deliver = Arc::clone(&deliver);
                 thread::spawn(move || {
-                    let error = Error::Closed { what: "loader" };
-                    deliver.abandon(Ending::Failed(error));
+                    deliver.abandon(Error::Closed { what: "loader" });
                 })
             };
             match deliver.take(Patience::Forever, None, |_| {}).unwrap() {

@@ -91,6 +91,11 @@ impl Feed {
         config: &AsyncDataLoaderConfig,
     ) -> Result<()> {
         let refuse = |problem: String| Err(Error::State { problem });
+        // It may come from a file of the user's own, that nobody has checked.
+        LoaderState::check_version(state.version.into())?;
+        if state.epoch > u64::MAX / 2 {
+            return refuse(format!("it is at epoch {}, which no stream reaches", state.epoch));
+        }
         if state.fingerprint != fingerprint {
             return refuse(
                 "it was taken from another data set (the fingerprints differ); \

@@ -5,6 +5,7 @@ use crate::{GpuBatch, Result};
 
 /// The batches of a loader, in order. See [`AsyncDataLoader::batches`].
 #[derive(Debug)]
+#[must_use = "batches come when they are asked for"]
 pub struct Batches<'l> {
     loader: &'l AsyncDataLoader,
     over: bool,
@@ -70,6 +71,7 @@ mod stream {
 
     /// The batches of a loader, in order. See [`AsyncDataLoader::stream`].
     #[derive(Debug)]
+    #[must_use = "batches come when they are polled for"]
     pub struct BatchStream<'l> {
         loader: &'l AsyncDataLoader,
         over: bool,

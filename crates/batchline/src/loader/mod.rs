@@ -14,8 +14,8 @@ mod ticket;
 mod worker;
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 pub use config::{AsyncDataLoaderConfig, ConfigBuilder, ErrorPolicy};
@@ -72,7 +72,8 @@ pub enum Delivery {
 pub struct AsyncDataLoader {
     config: Arc<AsyncDataLoaderConfig>,
     feed: Arc<Feed>,
-    fingerprint: u64,
+    /// Of the data set. It may take long to find out, so that is left to who needs it.
+    fingerprint: OnceLock<u64>,
     life: Mutex<Life>,
     /// Held while the loader is started or stopped.
     changing: Mutex<()>,
@@ -112,9 +113,13 @@ impl AsyncDataLoader {
     }
 
     fn of(feed: Feed, config: AsyncDataLoaderConfig) -> Result<Self> {
-        let fingerprint = feed.fingerprint();
-        if let Some(state) = &config.resume {
-            feed.check(state, fingerprint, &config)?;
+        let fingerprint = OnceLock::new();
+        if config.resume.is_some() || matches!(feed, Feed::Source { .. }) {
+            // A source can't be asked while it is being read.
+            let _ = fingerprint.set(feed.fingerprint());
+        }
+        if let (Some(state), Some(fingerprint)) = (&config.resume, fingerprint.get()) {
+            feed.check(state, *fingerprint, &config)?;
         }
         let (config, feed) = (Arc::new(config), Arc::new(feed));
         Ok(Self {
@@ -247,7 +252,7 @@ impl AsyncDataLoader {
             position,
             global_batch: self.config.batch_size * self.config.shard.world_size,
             skipped,
-            fingerprint: self.fingerprint,
+            fingerprint: *self.fingerprint.get_or_init(|| self.feed.fingerprint()),
             order: self.feed.order(),
         }
     }

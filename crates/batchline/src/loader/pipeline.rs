@@ -28,6 +28,8 @@ pub(crate) struct Pipeline {
     pub(super) buffers: OnceLock<Buffers>,
     /// What is opened next. Only the worker whose turn it is locks it.
     pub(super) opener: Mutex<Opener>,
+    /// Batches submitted. Whoever submits holds the lock.
+    pub(super) submitted: Mutex<u64>,
     threads: Threads,
     /// What was delivered.
     cursor: Mutex<Cursor>,
@@ -97,6 +99,7 @@ impl Pipeline {
             deliver: Deliver::new(outputs, config.max_held),
             buffers: OnceLock::new(),
             opener: Mutex::new(Opener { epoch, batch: position, ..Opener::default() }),
+            submitted: Mutex::new(0),
             threads: Threads::default(),
             cursor: Mutex::new(Cursor { epoch, position, skipped, left: None }),
             trailing: Mutex::new(Vec::new()),
@@ -122,7 +125,9 @@ impl Pipeline {
     }
 
     fn spawn(self: &Arc<Self>) -> Result<()> {
-        self.spawn_thread("submitter".to_owned(), "the submitter", Self::run_submitter)?;
+        if !self.slots_are_batches() {
+            self.spawn_thread("submitter".to_owned(), "the submitter", Self::run_submitter)?;
+        }
         for worker in 0..self.config.workers {
             self.spawn_thread(format!("worker-{worker}"), "a worker", Self::run_worker)?;
         }
@@ -141,6 +146,11 @@ impl Pipeline {
             move || run(&body),
             move |panic| panicked.fail(Error::panicked(who, panic)),
         )
+    }
+
+    /// Whether a filled slot is the batch, so that there is nothing to submit and no thread for it.
+    pub(super) fn slots_are_batches(&self) -> bool {
+        self.config.memory.device().info().unified && self.config.convert.is_none()
     }
 
     /// Allocates the buffers for samples of this kind.
@@ -200,7 +210,7 @@ impl Pipeline {
         let stopped =
             Error::Lifecycle { state: "stopped", remedy: "call `start` to begin a new generation" };
         // The ending first: a submitter that finds the ring stopped would take it for the end.
-        self.deliver.abandon(Ending::Failed(stopped.clone()));
+        self.deliver.abandon(stopped.clone());
         self.release(&stopped);
         let timeout = self.config.stop_timeout;
         let workers = self.threads.join(timeout);
@@ -292,12 +302,9 @@ impl Pipeline {
             cursor.skipped.retain(before);
         }
         drop(cursor);
-        let ending = self.deliver.abandon(Ending::Failed(error.clone()));
-        self.fail(error.clone());
-        match ending {
-            Ending::Failed(first) => first,
-            Ending::End => error,
-        }
+        let first = self.deliver.abandon(error.clone());
+        self.fail(error);
+        first
     }
 
     pub(crate) fn cursor(&self) -> Cursor {

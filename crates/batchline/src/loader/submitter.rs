@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::buffers::no_more;
 use super::config::ErrorPolicy;
 use super::deliver::{Ending, Ready};
 use super::pipeline::Pipeline;
@@ -14,53 +13,82 @@ use crate::batch::BatchInfo;
 use crate::command::Submission;
 use crate::memory::{Patience, Share, Tensor};
 use crate::source::{BatchLayout, Part};
-use crate::stats::{Doing, Lap};
+use crate::stats::{Doing, Lap, StageClock};
 use crate::{DType, Error, GpuBatch, Result, Shape, Skipped};
 
 impl Pipeline {
     /// The submitter's thread.
     pub(super) fn run_submitter(&self) {
         let mut lap = Lap::start(&self.counters.submitter);
-        let mut batch_id = 0;
+        let mut batch_id = self.submitted.lock();
         loop {
-            let ticket = self.ring.next_full();
+            let next = self.ring.next_full();
             lap.spent(Doing::WaitingForInput);
-            let ending = match ticket {
-                Ok(Some(ticket)) => {
-                    let place = ticket.place;
-                    crate::trace::span!("submit", epoch = place.epoch, batch = place.batch);
-                    match self.submit(ticket, batch_id, &mut lap) {
-                        Ok(ready) => {
-                            self.push(ready);
-                            batch_id += 1;
-                            lap.spent(Doing::Working);
-                            continue;
-                        }
-                        // Errors of samples say where they come from.
-                        Err(error @ (Error::Stage { .. } | Error::TooManySkipped { .. })) => {
-                            Ending::Failed(error)
-                        }
-                        Err(error) => Ending::Failed(Error::Stage {
-                            stage: "submitter",
-                            epoch: place.epoch,
-                            batch: place.batch,
-                            sample: None,
-                            source: Arc::new(error),
-                        }),
-                    }
-                }
-                Ok(None) => match self.count_skips(self.ring.take_trailing()) {
-                    Ok(trailing) => {
-                        *self.trailing.lock() = trailing;
-                        Ending::End
-                    }
-                    Err(error) => Ending::Failed(error),
-                },
-                Err(error) => Ending::Failed(error),
-            };
-            // Where the ring was stopped, the ending has been set already, and that one counts.
-            return self.finish(ending);
+            if !self.submit_next(next, &mut batch_id, &mut lap) {
+                return;
+            }
         }
+    }
+
+    /// What the submitter would do, on a thread that completed the ticket in front: for devices
+    /// where nothing is to be submitted, as the slot is the batch.
+    pub(super) fn submit_full(&self) {
+        // Tickets are taken and queued under this lock, so they stay in order.
+        let mut batch_id = self.submitted.lock();
+        // The time is the worker's, who counts it.
+        let clock = StageClock::default();
+        let mut lap = Lap::start(&clock);
+        // Whoever stopped the ring has set the ending.
+        while !self.ring.is_stopped()
+            && let Some(next) = self.ring.try_next_full()
+            && self.submit_next(next, &mut batch_id, &mut lap)
+        {}
+    }
+
+    /// Makes a batch of the next ticket and queues it; false when there is none, or that failed,
+    /// and the ending is set.
+    fn submit_next(
+        &self,
+        next: Result<Option<Ticket>>,
+        batch_id: &mut u64,
+        lap: &mut Lap<'_>,
+    ) -> bool {
+        let ending = match next {
+            Ok(Some(ticket)) => {
+                let place = ticket.place;
+                crate::trace::span!("submit", epoch = place.epoch, batch = place.batch);
+                match self.submit(ticket, *batch_id, lap) {
+                    Ok(ready) => {
+                        self.push(ready);
+                        *batch_id += 1;
+                        lap.spent(Doing::Working);
+                        return true;
+                    }
+                    // Errors of samples say where they come from.
+                    Err(error @ (Error::Stage { .. } | Error::TooManySkipped { .. })) => {
+                        Ending::Failed(error)
+                    }
+                    Err(error) => Ending::Failed(Error::Stage {
+                        stage: "submitter",
+                        epoch: place.epoch,
+                        batch: place.batch,
+                        sample: None,
+                        source: Arc::new(error),
+                    }),
+                }
+            }
+            Ok(None) => match self.count_skips(self.ring.take_trailing()) {
+                Ok(trailing) => {
+                    *self.trailing.lock() = trailing;
+                    Ending::End
+                }
+                Err(error) => Ending::Failed(error),
+            },
+            Err(error) => Ending::Failed(error),
+        };
+        // Where the ring was stopped, the ending has been set already, and that one counts.
+        self.finish(ending);
+        false
     }
 
     /// Makes a batch of a ticket.
@@ -131,6 +159,7 @@ impl Pipeline {
             return Ok((Share::lent(loan), None));
         };
         lap.spent(Doing::Working);
+        let no_more = || buffers.no_more();
         let output = Share::lent(outputs.acquire(Patience::Forever, no_more)?);
         let mut commands = buffers.commands.get_buffer()?;
         let raw = match (&slot, &buffers.raws) {

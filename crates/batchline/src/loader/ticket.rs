@@ -16,7 +16,7 @@ use super::slot::{Claim, Fillable, Slot};
 use crate::memory::Patience;
 use crate::plan::BatchRows;
 use crate::source::BatchLayout;
-use crate::sync::{Condvar, Mutex};
+use crate::sync::{Condvar, Looked, Mutex};
 use crate::{Error, Skipped};
 
 /// Which batch a ticket is for.
@@ -125,6 +125,7 @@ impl<S: Fillable> Ring<S> {
     /// What the calling worker is to do: at most `most` rows, or a ticket to open. Waits while
     /// there is neither.
     pub(crate) fn next_task(&self, most: u64) -> Task {
+        let mut looked = Looked::default();
         let mut state = self.state.lock();
         loop {
             if state.stopped {
@@ -154,7 +155,7 @@ impl<S: Fillable> Ring<S> {
                 state.opening = true;
                 return Task::Open;
             }
-            state = self.work.wait(state);
+            state = self.work.wait_eagerly(&self.state, state, &mut looked, None);
         }
     }
 
@@ -211,8 +212,8 @@ impl<S: Fillable> Ring<S> {
         self.full.notify_one();
     }
 
-    /// Hands a claim back.
-    pub(crate) fn hand_back(&self, claim: Claim, outcome: Outcome) {
+    /// Hands a claim back; true if that completed the ticket in front.
+    pub(crate) fn hand_back(&self, claim: Claim, outcome: Outcome) -> bool {
         let mut state = self.state.lock();
         let place = claim.ticket - state.front;
         #[allow(clippy::cast_possible_truncation, reason = "the place in a queue in memory")]
@@ -243,6 +244,7 @@ impl<S: Fillable> Ring<S> {
         if full {
             self.full.notify_one();
         }
+        full
     }
 
     /// The next ticket, once it is full or has failed: in order. `Ok(None)` after the last.
@@ -250,20 +252,19 @@ impl<S: Fillable> Ring<S> {
     /// # Errors
     /// The source's error behind the last ticket.
     pub(crate) fn next_full(&self) -> Result<Option<Ticket<S>>, Error> {
+        let mut looked = Looked::default();
         let mut state = self.state.lock();
         loop {
-            if state.stopped {
-                return Ok(None);
+            if let Some(next) = state.next_full() {
+                return next;
             }
-            if state.tickets.front().is_some_and(Ticket::is_full) {
-                state.front += 1;
-                return Ok(state.tickets.pop_front());
-            }
-            if state.tickets.is_empty() && state.ended && !state.opening {
-                return state.failure.take().map_or(Ok(None), Err);
-            }
-            state = self.full.wait(state);
+            state = self.full.wait_eagerly(&self.state, state, &mut looked, None);
         }
+    }
+
+    /// As [`next_full`](Self::next_full); `None` where it would wait.
+    pub(crate) fn try_next_full(&self) -> Option<Result<Option<Ticket<S>>, Error>> {
+        self.state.lock().next_full()
     }
 
     /// What was left out behind the last ticket.
@@ -303,6 +304,21 @@ impl<S: Fillable> Ring<S> {
 }
 
 impl<S> State<S> {
+    /// See [`Ring::next_full`].
+    fn next_full(&mut self) -> Option<Result<Option<Ticket<S>>, Error>> {
+        if self.stopped {
+            return Some(Ok(None));
+        }
+        if self.tickets.front().is_some_and(Ticket::is_full) {
+            self.front += 1;
+            return Some(Ok(self.tickets.pop_front()));
+        }
+        if self.tickets.is_empty() && self.ended && !self.opening {
+            return Some(self.failure.take().map_or(Ok(None), Err));
+        }
+        None
+    }
+
     /// Takes the tickets out that no worker writes to any more, at both ends: those between keep
     /// their number, by which claims find their ticket.
     fn take_idle(&mut self) -> Vec<Ticket<S>> {
@@ -369,6 +385,11 @@ mod loom_tests {
 
         /// What a worker does, for so many batches in all.
         fn work(&self, batches: u64) {
+            self.work_and(batches, |_| {});
+        }
+
+        /// The same, and tells each time whether the ticket in front was completed.
+        fn work_and(&self, batches: u64, completed: impl Fn(bool)) {
             loop {
                 match self.ring.next_task(1) {
                     Task::End => return,
@@ -392,7 +413,7 @@ mod loom_tests {
                         let row = claim.first;
                         let value = u8::try_from(10 * place.batch + row + 1).unwrap();
                         claim.rows().all(0).fill(value);
-                        self.ring.hand_back(claim, Outcome::default());
+                        completed(self.ring.hand_back(claim, Outcome::default()));
                     }
                 }
             }
@@ -435,6 +456,33 @@ mod loom_tests {
             model.work(2);
             worker.join().unwrap();
             submitter.join().unwrap();
+        });
+    }
+
+    /// Without a submitter, whoever completes the ticket in front hands it on: each once, in order.
+    #[test]
+    fn loom_tickets_leave_in_order_without_a_submitter() {
+        model(2, || {
+            let model = Model::new(2);
+            let seen = Arc::new(Mutex::new(Vec::new()));
+            let work = |model: &Model, seen: &Mutex<Vec<u64>>| {
+                let leave = |full: bool| {
+                    if full {
+                        let mut seen = seen.lock();
+                        while let Some(Ok(Some(ticket))) = model.ring.try_next_full() {
+                            seen.push(ticket.place.batch);
+                        }
+                    }
+                };
+                model.work_and(2, leave);
+            };
+            let worker = {
+                let (model, seen) = (Arc::clone(&model), Arc::clone(&seen));
+                thread::spawn(move || work(&model, &seen))
+            };
+            work(&model, &seen);
+            worker.join().unwrap();
+            assert_eq!(*seen.lock(), [0, 1]);
         });
     }
 

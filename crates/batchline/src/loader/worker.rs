@@ -26,18 +26,29 @@ impl Pipeline {
         let mut lap = Lap::start(&self.counters.workers);
         // Rows that are claimed at once. One at first, until it is known how long one takes.
         let mut most = 1;
+        let submits = self.slots_are_batches();
+        let batch = self.config.batch_size;
         // No more than a share of the batch, so that all workers have some of it.
-        let share = (self.config.batch_size / (2 * self.config.workers as u64)).max(1);
+        let share = (batch / (2 * self.config.workers as u64)).max(1);
         // The samples of a claim; kept, so that nothing is allocated per claim.
-        let mut indices = Vec::with_capacity(usize::try_from(share).unwrap_or(0));
+        let mut indices = Vec::with_capacity(usize::try_from(batch.min(1 << 16)).unwrap_or(0));
         loop {
             let task = self.ring.next_task(most);
             lap.spent(Doing::WaitingForRoom);
             match (task, &*self.feed) {
                 (Task::End, _) => return,
-                (Task::Open, Feed::Dataset { cut, .. }) => self.open_planned(cut),
-                (Task::Open, Feed::Source { source, .. }) => {
-                    self.open_pulled(source, &mut lap);
+                (Task::Open, feed) => {
+                    let full = match feed {
+                        Feed::Dataset { cut, .. } => self.open_planned(cut),
+                        Feed::Source { source, .. } => {
+                            self.open_pulled(source, &mut lap);
+                            true
+                        }
+                    };
+                    if full && submits {
+                        self.submit_full();
+                        lap.spent(Doing::Working);
+                    }
                 }
                 (Task::Fill(place, mut claim), Feed::Dataset { dataset, sampler, .. }) => {
                     crate::trace::span!("fill", epoch = place.epoch, batch = place.batch);
@@ -53,10 +64,16 @@ impl Pipeline {
                         }
                     };
                     let rows = claim.end - claim.first;
-                    self.ring.hand_back(claim, outcome);
+                    let full = self.ring.hand_back(claim, outcome);
                     let each = lap.spent(Doing::Working) / u32::try_from(rows).unwrap_or(u32::MAX);
                     let fitting = CLAIM_TIME.as_nanos() / each.as_nanos().max(1);
-                    most = u64::try_from(fitting).unwrap_or(u64::MAX).clamp(1, share);
+                    let fitting = u64::try_from(fitting).unwrap_or(u64::MAX);
+                    // A batch that is made so fast is not worth sharing.
+                    most = if fitting >= batch { batch } else { fitting.clamp(1, share) };
+                    if full && submits {
+                        self.submit_full();
+                        lap.spent(Doing::Working);
+                    }
                 }
                 (Task::Fill(..), Feed::Source { .. }) => {
                     unreachable!("pulled tickets are opened claimed")
@@ -65,14 +82,15 @@ impl Pipeline {
         }
     }
 
-    /// Opens the ticket of the next batch of the plan.
-    fn open_planned(&self, cut: &Cut) {
+    /// Opens the ticket of the next batch of the plan; true if that leaves nothing to fill.
+    fn open_planned(&self, cut: &Cut) -> bool {
         let mut opener = self.opener.lock();
         if opener.batch >= cut.batches() {
             (opener.epoch, opener.batch) = (opener.epoch + 1, 0);
         }
         if self.config.epochs.is_some_and(|epochs| opener.epoch >= epochs) {
-            return self.ring.end(None, Vec::new());
+            self.ring.end(None, Vec::new());
+            return true;
         }
         let place = Place {
             epoch: opener.epoch,
@@ -85,8 +103,12 @@ impl Pipeline {
                 opener.batch += 1;
                 drop(opener);
                 self.ring.open(place, slot, &self.buffers().layout, false, Vec::new());
+                place.rows.rows == 0
             }
-            Err(error) => self.ring.end(Some(error), Vec::new()),
+            Err(error) => {
+                self.ring.end(Some(error), Vec::new());
+                true
+            }
         }
     }
 
@@ -98,6 +120,9 @@ impl Pipeline {
         place: Place,
         mut rows: Rows<'_>,
     ) -> Outcome {
+        if contain(|| Ok(self.copy_rows(dataset, indices, &mut rows))).unwrap_or(false) {
+            return Outcome::default();
+        }
         let mut outcome = Outcome::default();
         let spec = &*self.buffers().spec;
         for (row, &index) in (rows.first()..rows.end()).zip(indices) {
@@ -135,6 +160,39 @@ impl Pipeline {
             });
         }
         outcome
+    }
+
+    /// Copies the samples of a data set that lies in memory; false where it does not, or where it
+    /// has no such samples, about which the slow way has more to say.
+    fn copy_rows(&self, dataset: &dyn Dataset, indices: &[u64], rows: &mut Rows<'_>) -> bool {
+        /// Mapped memory may be slow, and a stop must not wait for much of it.
+        const AT_ONCE: usize = 1 << 20;
+        let len = dataset.len();
+        if indices.iter().any(|index| *index >= len) {
+            return false;
+        }
+        for tensor in 0..rows.tensors() {
+            let row = rows.row_bytes(tensor);
+            let Some(samples) = dataset.contiguous(tensor) else { return false };
+            if samples.len() as u64 != len.saturating_mul(row as u64) {
+                return false;
+            }
+            let most = (AT_ONCE / row.max(1)).max(1);
+            let mut target = rows.all(tensor);
+            let mut rest = indices;
+            while let Some(first) = rest.first()
+                && !self.ring.is_stopped()
+            {
+                // What lies together goes together.
+                let together = rest.iter().zip(*first..).take(most);
+                let run = together.take_while(|(index, next)| *index == next).count();
+                let (here, later) = target.split_at_mut(run * row);
+                #[allow(clippy::cast_possible_truncation, reason = "within a slice that exists")]
+                here.copy_from_slice(&samples[*first as usize * row..][..run * row]);
+                (target, rest) = (later, &rest[run..]);
+            }
+        }
+        true
     }
 
     /// Asks a pull source for the next batch, opens its ticket, and copies it into the slot. The

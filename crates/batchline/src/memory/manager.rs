@@ -75,7 +75,7 @@ struct Shared {
 }
 
 /// Bytes and events of a [`MemoryManager`], since it was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 #[non_exhaustive]
 pub struct MemoryStats {
     /// Bytes of device memory that tensors hold.

@@ -6,7 +6,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::sync::{self, Condvar, Mutex, MutexGuard};
+use crate::sync::{self, Condvar, Looked, Mutex, MutexGuard};
 use crate::{Error, Result};
 
 /// How long a call may wait.
@@ -47,6 +47,10 @@ pub(crate) struct Pool<T> {
 struct Shared<T> {
     what: &'static str,
     max: usize,
+    /// Whether the item that came back last is lent first: its memory is still in the caches. Else
+    /// the one that has been free for longest: whatever a device still did with it is then most
+    /// likely over.
+    newest_first: bool,
     state: Mutex<State<T>>,
     /// Signalled when an item comes back, a place becomes free, or the pool closes.
     returned: Condvar,
@@ -55,8 +59,7 @@ struct Shared<T> {
 }
 
 struct State<T> {
-    /// Items that nobody uses. The one that has been free for longest is lent first: whatever the
-    /// device still did with it is then most likely over.
+    /// Items that nobody uses; the first is lent next.
     free: VecDeque<T>,
     /// Items in existence, free or lent, and places promised to an item being made.
     total: usize,
@@ -92,10 +95,15 @@ impl<T> fmt::Debug for Pool<T> {
 
 impl<T> Pool<T> {
     pub(crate) fn new(what: &'static str, max: usize) -> Self {
+        Self::with_order(what, max, false)
+    }
+
+    fn with_order(what: &'static str, max: usize, newest_first: bool) -> Self {
         Self {
             shared: Arc::new(Shared {
                 what,
                 max,
+                newest_first,
                 state: Mutex::new(State {
                     free: VecDeque::with_capacity(max.min(1024)),
                     total: 0,
@@ -109,8 +117,8 @@ impl<T> Pool<T> {
     }
 
     /// A pool of just these items.
-    pub(crate) fn stocked(what: &'static str, items: Vec<T>) -> Self {
-        let pool = Self::new(what, items.len());
+    pub(crate) fn stocked(what: &'static str, items: Vec<T>, newest_first: bool) -> Self {
+        let pool = Self::with_order(what, items.len(), newest_first);
         let mut state = pool.shared.state.lock();
         state.total = items.len();
         state.free = items.into();
@@ -131,6 +139,7 @@ impl<T> Pool<T> {
         make: impl Fn() -> Result<T>,
     ) -> Result<Loan<T>> {
         let started = sync::now();
+        let mut looked = Looked::default();
         let mut may_make = true;
         let mut state = self.shared.state.lock();
         loop {
@@ -160,7 +169,8 @@ impl<T> Pool<T> {
                 }
             }
             let Some(left) = patience.left() else { return Err(self.too_late(started)) };
-            state = self.shared.returned.wait_at_most(state, left);
+            let Shared { returned, state: lock, .. } = &*self.shared;
+            state = returned.wait_eagerly(lock, state, &mut looked, left);
             may_make = true;
         }
     }
@@ -261,7 +271,11 @@ impl<T> Drop for Loan<T> {
             drop(item);
             return;
         }
-        state.free.push_back(item);
+        if self.pool.newest_first {
+            state.free.push_front(item);
+        } else {
+            state.free.push_back(item);
+        }
         drop(state);
         self.pool.returned.notify_one();
     }

@@ -209,7 +209,7 @@ mod loom_tests {
         loom::model(|| {
             let memory = MemoryManager::new(&Device::host());
             let block = memory.block(16, Patience::None).unwrap();
-            let pool = Pool::stocked("outputs", vec![Storage::new(block, &memory)]);
+            let pool = Pool::stocked("outputs", vec![Storage::new(block, &memory)], false);
             let none = || unreachable!("a stocked pool makes nothing");
             let share = Share::lent(pool.acquire(Patience::None, none).unwrap());
             let hold = share.hold();

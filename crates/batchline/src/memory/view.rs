@@ -10,7 +10,9 @@ use crate::{Device, Element, Error, Result};
 
 /// A queue that a consumer's work runs on. Binding orders the work after the tensor is ready; what
 /// it hands out lives no longer than the tensor.
-pub trait ConsumerQueue {
+///
+/// This trait is sealed.
+pub trait ConsumerQueue: sealed::Sealed {
     /// What work on this queue needs in order to use a tensor.
     type Handle<'t>;
 
@@ -19,6 +21,15 @@ pub trait ConsumerQueue {
     /// # Errors
     /// The queue is not one of the tensor's device, or the device is lost.
     fn bind<'t>(&self, tensor: &'t Tensor) -> Result<Self::Handle<'t>>;
+}
+
+mod sealed {
+    #[allow(unnameable_types, reason = "nobody else may implement it")]
+    pub trait Sealed {}
+
+    impl Sealed for super::Host {}
+    #[cfg(feature = "wgpu")]
+    impl Sealed for wgpu::Queue {}
 }
 
 /// The host's own queue: the program. Binding gives a slice.
@@ -129,6 +140,7 @@ mod wgpu_queue {
     /// A tensor as work on a wgpu queue sees it. Submit that work before the tensor's last handle
     /// is dropped: the queue itself then keeps the next writer behind it.
     #[derive(Debug, Clone, Copy)]
+    #[non_exhaustive]
     pub struct WgpuBinding<'t> {
         /// The buffer. Tensors of one batch share it.
         pub buffer: &'t wgpu::Buffer,

@@ -55,7 +55,7 @@ pub trait Sampler: Send + Sync {
 }
 
 /// Every sample once, in the data set's own order.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sequential {
     len: u64,
 }
@@ -82,7 +82,7 @@ impl Sampler for Sequential {
 }
 
 /// Every sample once, in an order that depends on the seed and the epoch.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shuffled {
     len: u64,
     seed: u64,

@@ -5,7 +5,7 @@ use crate::{Error, Result};
 /// The part of the stream that one of several processes gets: each global batch of
 /// `batch_size · world_size` samples is dealt out to the ranks, in order, so the union over the
 /// ranks is the stream of a single one with that batch size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shard {
     /// This process, from 0.
     pub rank: u64,
@@ -22,7 +22,7 @@ impl Default for Shard {
 
 /// What becomes of the samples that don't make up a whole global batch at the end of an epoch.
 /// In each case all ranks see the same number of batches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum LastBatch {
     /// The last batch is short. Its samples are dealt out evenly to the ranks; a rank for which

@@ -90,6 +90,10 @@ impl Dataset for InMemory {
         Ok(())
     }
 
+    fn contiguous(&self, tensor: usize) -> Option<&[u8]> {
+        self.tensors.tensors().nth(tensor).map(HostTensor::bytes)
+    }
+
     fn fingerprint(&self) -> u64 {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
         hash.update(&super::default_fingerprint(self.len, &self.spec).to_le_bytes());

@@ -64,6 +64,15 @@ pub trait Dataset: Send + Sync {
     /// [`ErrorPolicy`](crate::ErrorPolicy). A panic counts as an error.
     fn read(&self, index: u64, sample: &mut SampleMut<'_>) -> Result<(), BoxError>;
 
+    /// All samples of one tensor, where they lie in memory one after another as they would be
+    /// delivered: [`len`](Self::len) times the bytes of that tensor. With such memory for every
+    /// tensor the loader copies rows from it by itself and does not call [`read`](Self::read). It
+    /// must not change.
+    fn contiguous(&self, tensor: usize) -> Option<&[u8]> {
+        let _ = tensor;
+        None
+    }
+
     /// A number that tells this data set from others, so that a saved state is not continued with
     /// another one. By default it covers length and spec; one that also covers the content is
     /// better.
@@ -87,6 +96,9 @@ macro_rules! forward_dataset {
             }
             fn read(&self, index: u64, sample: &mut SampleMut<'_>) -> Result<(), BoxError> {
                 (**self).read(index, sample)
+            }
+            fn contiguous(&self, tensor: usize) -> Option<&[u8]> {
+                (**self).contiguous(tensor)
             }
             fn fingerprint(&self) -> u64 {
                 (**self).fingerprint()

@@ -10,6 +10,7 @@ pub(crate) const TENSOR_ALIGNMENT: u64 = 256;
 
 /// One tensor of a sample: its name, element type and shape, without the batch dimension.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct TensorSpec {
     /// Its name, unique within the sample.
     pub name: String,

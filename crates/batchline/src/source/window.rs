@@ -54,6 +54,11 @@ impl<'a> Rows<'a> {
         self.parts.len()
     }
 
+    /// Bytes of one row of `tensor`.
+    pub(crate) fn row_bytes(&self, tensor: usize) -> usize {
+        usize::try_from(self.parts[tensor].row_bytes).expect("within memory that exists")
+    }
+
     /// The windows of one of these rows, counted from the batch's start.
     pub(crate) fn row(&mut self, row: u64) -> Rows<'_> {
         assert!(self.first <= row && row < self.end, "row {row} is not this window's");

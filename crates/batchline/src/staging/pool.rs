@@ -44,7 +44,7 @@ impl LossListener for Inner {
 }
 
 /// The counts of a [`StagingBufferPool`] at one moment: `available + in_use = total ≤ max`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 #[non_exhaustive]
 pub struct StagingPoolStats {
     /// Buffers made and free.

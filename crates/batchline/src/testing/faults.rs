@@ -37,6 +37,19 @@ pub struct FaultPlan {
     pub lose_at: Option<u64>,
 }
 
+/// What [`FaultControl::inject`] makes go wrong, once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The next submission fails before anything reaches the device.
+    Submit,
+    /// The driver panics in the next submission.
+    PanicInSubmit,
+    /// The next wait for a fence fails, or the one under way.
+    Wait,
+    /// The driver panics in the next wait for a fence, or in the one under way.
+    PanicInWait,
+}
+
 /// Streams: one for transfers, one for kernels, one for the consumer.
 const COPY: StreamId = 0;
 const PREPARE: StreamId = 1;
@@ -58,6 +71,9 @@ const SCRIBBLE: u8 = 0xDB;
 /// assert!(tensor.to_vec::<u8>().unwrap_err().is_device_lost());
 /// # Ok::<(), batchline::Error>(())
 /// ```
+///
+/// # Panics
+/// The system refuses the device's thread.
 pub fn faulty_device(plan: FaultPlan) -> (Device, FaultControl) {
     let state = State {
         streams: Default::default(),
@@ -66,6 +82,8 @@ pub fn faulty_device(plan: FaultPlan) -> (Device, FaultControl) {
         random: plan.seed,
         held: [false; STREAMS],
         running: false,
+        held_submissions: false,
+        injected: None,
         lost: false,
         closed: false,
         submissions: 0,
@@ -121,6 +139,8 @@ struct State {
     held: [bool; STREAMS],
     /// Whether the thread is at work, without the lock.
     running: bool,
+    held_submissions: bool,
+    injected: Option<Fault>,
     lost: bool,
     closed: bool,
     submissions: u64,
@@ -164,9 +184,23 @@ impl FaultControl {
         self.shared.state.lock().held[usize::from(CONSUMER)] = true;
     }
 
+    /// Keeps submissions inside the driver's call until [`release`](Self::release).
+    pub fn hold_submissions(&self) {
+        self.shared.state.lock().held_submissions = true;
+    }
+
     /// Lets everything run.
     pub fn release(&self) {
-        self.shared.state.lock().held = [false; STREAMS];
+        let mut state = self.shared.state.lock();
+        state.held = [false; STREAMS];
+        state.held_submissions = false;
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+
+    /// Makes the next call of that kind go wrong; one that is held counts as the next.
+    pub fn inject(&self, fault: Fault) {
+        self.shared.state.lock().injected = Some(fault);
         self.shared.changed.notify_all();
     }
 
@@ -287,8 +321,7 @@ impl Shared {
             return Err(self.lost());
         }
         if self.plan.fail_allocation == Some(state.allocations) {
-            let source = Arc::new(std::io::Error::other("a test made it fail"));
-            return Err(Error::Device { device: "faulty".into(), operation: "allocating", source });
+            return Err(failure("allocating"));
         }
         Ok(Box::new(HostMemory::new("faulty", bytes)?))
     }
@@ -305,11 +338,21 @@ impl State {
             })
     }
 
+    /// Whether this fault is the one to happen now.
+    fn take(&mut self, fault: Fault) -> bool {
+        self.injected.take_if(|injected| *injected == fault).is_some()
+    }
+
     /// A number below `bound`.
     fn random(&mut self, bound: u64) -> u64 {
         self.random = self.random.wrapping_add(1);
         crate::plan::mix(&[self.random, 0xfa17]) % bound
     }
+}
+
+fn failure(operation: &'static str) -> Error {
+    let source = Arc::new(std::io::Error::other("a test made it fail"));
+    Error::Device { device: "faulty".to_owned(), operation, source }
 }
 
 /// What came of a segment.
@@ -373,26 +416,25 @@ unsafe impl Backend for FaultyBackend {
         let mut state = self.shared.state.lock();
         state.submissions += 1;
         let number = Some(state.submissions);
+        while state.held_submissions && !state.lost {
+            state = self.shared.changed.wait(state);
+        }
         if state.lost {
             return Err(self.shared.lost().into());
         }
         let plan = &self.shared.plan;
-        let failure = || Error::Device {
-            device: "faulty".to_owned(),
-            operation: "submitting",
-            source: Arc::new(std::io::Error::other("a test made it fail")),
-        };
-        if plan.fail_submit == number {
-            return Err(failure().into());
+        if plan.fail_submit == number || state.take(Fault::Submit) {
+            return Err(failure("submitting").into());
         }
-        assert!(plan.panic_in_submit != number, "a test made the driver panic");
+        let panics = plan.panic_in_submit == number || state.take(Fault::PanicInSubmit);
+        assert!(!panics, "a test made the driver panic");
         let jobs = commands.map(Job::new).collect::<Result<_>>()?;
         let (value, after) = (fence.value, after.to_vec());
         let queued = Queued { value, after, work: Work::Jobs(jobs) };
         state.streams[usize::from(fence.stream)].push_back(queued);
         self.shared.changed.notify_all();
         if plan.fail_after_enqueue == number {
-            return Err(SubmitError { error: failure(), enqueued: true });
+            return Err(SubmitError { error: failure("submitting"), enqueued: true });
         }
         Ok(())
     }
@@ -403,6 +445,13 @@ unsafe impl Backend for FaultyBackend {
         loop {
             if state.lost {
                 return Err(self.shared.lost());
+            }
+            // A mere question is no wait.
+            if !timeout.is_zero() {
+                if state.take(Fault::Wait) {
+                    return Err(failure("waiting"));
+                }
+                assert!(!state.take(Fault::PanicInWait), "a test made the driver panic");
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let passed = state.passed[usize::from(fence.stream)] >= fence.value;

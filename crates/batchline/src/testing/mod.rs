@@ -4,4 +4,4 @@
 pub mod conformance;
 mod faults;
 
-pub use faults::{FaultControl, FaultPlan, faulty_device};
+pub use faults::{Fault, FaultControl, FaultPlan, faulty_device};

@@ -1,8 +1,8 @@
-//! How a stream can end, and that everything is let go of each time.
+//! Errors, faults and limits, beside the endings that the test `endings` goes through one by one.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Barrier, mpsc};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use batchline::testing::{FaultPlan, faulty_device};
 use batchline::{
@@ -39,25 +39,26 @@ fn an_error_comes_behind_the_batches_before_it_and_again_at_every_call() {
 #[test]
 fn of_several_errors_the_first_sample_counts() {
     for round in 0..20 {
-        let fail = |index: u64| {
-            if index % 10 >= 4 { Err(format!("bad {index}").into()) } else { Ok(()) }
+        let others = Arc::new(AtomicU64::new(0));
+        let fail = {
+            let others = Arc::clone(&others);
+            move |index: u64| {
+                match index {
+                    // The first to fail, and late: one behind it comes back before.
+                    4 => {
+                        eventually("another failure", || others.load(Ordering::SeqCst) > 0);
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    5.. => drop(others.fetch_add(1, Ordering::SeqCst)),
+                    _ => return Ok(()),
+                }
+                Err(format!("bad {index}").into())
+            }
         };
         let loader = start(numbers(100, fail), builder(&host()).workers(8));
         let error = loader.get_batch().unwrap_err();
         assert!(matches!(error, Error::Stage { sample: Some(4), .. }), "round {round}: {error}");
     }
-}
-
-#[test]
-fn a_panic_of_the_source_is_an_error() {
-    let memory = host();
-    let fail = |index| if index == 15 { panic!("a bug in the decoder") } else { Ok(()) };
-    let loader = start(numbers(100, fail), builder(&memory));
-    assert!(loader.get_batch().unwrap().is_some());
-    let error = loader.get_batch().unwrap_err().chain();
-    assert!(error.contains("sample 15") && error.contains("a bug in the decoder"), "{error}");
-    loader.stop().unwrap();
-    assert_home(&memory);
 }
 
 #[test]
@@ -116,145 +117,6 @@ fn reads_are_retried() {
     let loader = start(numbers(20, always), builder(&host()).error_policy(retry(3)));
     assert!(loader.get_batch().unwrap_err().chain().contains("never"));
     assert_eq!(loader.stats().retries, 3);
-}
-
-#[test]
-fn stop_interrupts_a_long_backoff() {
-    let backoff = Duration::from_secs(3600);
-    let policy = ErrorPolicy::Retry { times: 9, backoff };
-    let loader = start(numbers(20, |_| Err("never".into())), builder(&host()).error_policy(policy));
-    std::thread::sleep(Duration::from_millis(10));
-    let before = Instant::now();
-    loader.stop().unwrap();
-    assert!(before.elapsed() < Duration::from_secs(5));
-}
-
-#[test]
-fn stop_in_the_middle_joins_all_threads_and_brings_all_memory_home() {
-    for unified in [true, false] {
-        for taken in 0..4 {
-            let (memory, _) = faulty(FaultPlan {
-                unified,
-                seed: taken,
-                max_delay: Duration::from_micros(300),
-                ..FaultPlan::default()
-            });
-            let slow = |_| {
-                std::thread::sleep(Duration::from_micros(50));
-                Ok(())
-            };
-            let loader = start(numbers(1000, slow), builder(&memory).endless());
-            let held: Vec<_> = (0..taken).map(|_| loader.get_batch().unwrap().unwrap()).collect();
-            loader.stop().unwrap();
-            // What the consumer holds stays good.
-            for (number, batch) in held.iter().enumerate() {
-                let first = number as i64 * 10;
-                assert_eq!(values(batch), (first..first + 10).collect::<Vec<i64>>());
-            }
-            assert!(matches!(loader.get_batch(), Err(Error::Lifecycle { .. })));
-            drop(held);
-            assert_home(&memory);
-        }
-    }
-}
-
-#[test]
-fn dropping_the_loader_stops_it() {
-    let reads = Arc::new(AtomicU64::new(0));
-    let count = Arc::clone(&reads);
-    let memory = host();
-    let counting = move |_| {
-        count.fetch_add(1, Ordering::SeqCst);
-        Ok(())
-    };
-    let loader = start(numbers(1000, counting), builder(&memory).endless());
-    let batch = loader.get_batch().unwrap().unwrap();
-    drop(loader);
-    let after = reads.load(Ordering::SeqCst);
-    std::thread::sleep(Duration::from_millis(5));
-    assert_eq!(reads.load(Ordering::SeqCst), after, "a worker outlived the loader");
-    assert_eq!(values(&batch).len(), 10);
-    drop(batch);
-    assert_home(&memory);
-}
-
-#[test]
-fn a_consumer_that_waits_is_woken_by_stop() {
-    let block = Arc::new(Barrier::new(2));
-    let (entered, waiting) = mpsc::channel();
-    let barrier = Arc::clone(&block);
-    let blocked = move |index| {
-        if index == 0 {
-            entered.send(())?;
-            barrier.wait();
-        }
-        Ok(())
-    };
-    let loader = Arc::new(start(numbers(100, blocked), builder(&host())));
-    waiting.recv().unwrap();
-    let other = Arc::clone(&loader);
-    let consumer = spawn(move || other.get_batch().map(|batch| batch.is_some()));
-    std::thread::sleep(Duration::from_millis(5));
-    let stopper = Arc::clone(&loader);
-    let stop = spawn(move || stopper.stop());
-    assert!(matches!(consumer.join().unwrap(), Err(Error::Lifecycle { state: "stopped", .. })));
-    block.wait();
-    stop.join().unwrap().unwrap();
-}
-
-#[test]
-fn a_source_that_never_returns_is_detached() {
-    let hold = Arc::new(AtomicBool::new(true));
-    let held = Arc::clone(&hold);
-    let memory = host();
-    let blocked = move |index| {
-        while index == 12 && held.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
-    };
-    let config = builder(&memory).stop_timeout(Duration::from_millis(50));
-    let loader = start(numbers(100, blocked), config);
-    assert!(loader.get_batch().unwrap().is_some());
-    let delivery = loader.get_batch_timeout(Duration::from_millis(10)).unwrap();
-    assert!(matches!(delivery, Delivery::NotYet));
-    assert!(matches!(loader.try_get_batch().unwrap(), Delivery::NotYet));
-    let before = Instant::now();
-    let error = loader.stop().unwrap_err();
-    assert!(matches!(error, Error::Detached { workers: 1, .. }), "{error}");
-    assert!(before.elapsed() < Duration::from_secs(5));
-    // A data set may be read again while the straggler is still inside.
-    loader.start().unwrap();
-    assert!(loader.get_batch().unwrap().is_some());
-    hold.store(false, Ordering::SeqCst);
-    loader.stop().unwrap();
-    drop(loader);
-    assert_home(&memory);
-}
-
-#[test]
-fn a_pull_source_that_never_returns_is_not_called_again() {
-    let (release, released) = mpsc::channel::<()>();
-    let source = FnSource::new(move |size| {
-        let _ = released.recv();
-        let numbers = vec![0i64; size];
-        Ok(Some(Sample::new(HostTensor::new(numbers, &[size as u64])?)))
-    });
-    let config = builder(&host()).stop_timeout(Duration::from_millis(20)).build().unwrap();
-    let loader = AsyncDataLoader::from_source(source, config).unwrap();
-    loader.start().unwrap();
-    std::thread::sleep(Duration::from_millis(5));
-    assert!(matches!(loader.stop(), Err(Error::Detached { workers: 1, .. })));
-    let error = loader.start().unwrap_err();
-    assert!(matches!(error, Error::Lifecycle { state: "still stopping", .. }), "{error}");
-    drop(release);
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while loader.start().is_err() {
-        assert!(Instant::now() < deadline);
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    // It can't be reset, and says so.
-    assert!(loader.get_batch().unwrap_err().chain().contains("can't start again"));
 }
 
 #[test]
@@ -471,23 +333,6 @@ fn a_slot_is_free_only_when_its_transfer_is_over() {
     let (seen, error) = drain(&loader);
     assert!(error.is_none());
     assert_eq!(seen, (0..1000).collect::<Vec<i64>>());
-}
-
-#[test]
-fn a_device_that_hangs_does_not_hang_stop() {
-    let (memory, control) = faulty(FaultPlan::default());
-    control.hold_transfers();
-    let config = builder(&memory).stop_timeout(Duration::from_millis(50));
-    let loader = start(numbers(1000, |_| Ok(())), config);
-    while control.submissions() < 1 {
-        std::thread::yield_now();
-    }
-    let error = loader.stop().unwrap_err();
-    assert!(matches!(error, Error::Timeout { .. }), "{error}");
-    assert!(memory.stats().staging_in_use > 0, "a slot in flight is not free");
-    control.release();
-    drop(loader);
-    assert_home(&memory);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod endings;
 mod properties;
 mod regressions;
+mod resume;
 mod stream;
 
 use std::time::{Duration, Instant};

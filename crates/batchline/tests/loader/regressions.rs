@@ -10,9 +10,10 @@ use std::time::Duration;
 use batchline::testing::{FaultPlan, faulty_device};
 use batchline::{
     AsyncDataLoader, BoxError, ChannelOrder, CommandBufferPool, Conversion, Custom, DType,
-    DataSource, Dataset, Delivery, Device, Error, ErrorPolicy, FnDataset, Host, HostTensor,
-    IterSource, MemoryLimits, MemoryManager, Sample, SampleSpec, Sampler, StagingBufferPool,
+    DataSource, Delivery, Device, Error, ErrorPolicy, FnDataset, FnSource, Host, HostTensor,
+    IterSource, MemoryLimits, MemoryManager, Sample, SampleSpec, StagingBufferPool,
 };
+use futures_core::Stream;
 
 use super::*;
 
@@ -330,65 +331,6 @@ fn a_recorded_operation_holds_its_batch() {
     assert!(loader.get_batch().unwrap().is_some());
 }
 
-/// A source that does not return until it is let.
-#[derive(Default)]
-struct Block {
-    entered: AtomicBool,
-    open: AtomicBool,
-}
-
-/// Numbers of which those from 50 on block.
-fn blocking(block: &Arc<Block>) -> impl Dataset + 'static {
-    let block = Arc::clone(block);
-    numbers(100, move |index| {
-        if index >= 50 {
-            block.entered.store(true, Ordering::SeqCst);
-            while !block.open.load(Ordering::SeqCst) {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-        Ok(())
-    })
-}
-
-/// `stop` kept a lock that every other call needs.
-#[test]
-fn a_stop_that_takes_long_is_in_nobodys_way() {
-    let block = Arc::new(Block::default());
-    let config = builder(&host()).stop_timeout(Duration::from_secs(60));
-    let loader = Arc::new(start(blocking(&block), config));
-    loader.get_batch().unwrap().unwrap();
-    eventually("the source to block", || block.entered.load(Ordering::SeqCst));
-    let other = Arc::clone(&loader);
-    let stop = spawn(move || other.stop());
-    eventually("the stop to begin", || !loader.stats().is_running);
-    assert!(loader.try_get_batch().is_err());
-    let _ = loader.state();
-    assert!(!stop.is_finished(), "a worker is still inside the source");
-    block.open.store(true, Ordering::SeqCst);
-    stop.join().unwrap().unwrap();
-}
-
-/// A second `stop` forgot the straggler, and its slot stayed in use when it had returned.
-#[test]
-fn a_straggler_is_remembered_and_lets_go_of_its_slot() {
-    let block = Arc::new(Block::default());
-    let memory = host();
-    let config = builder(&memory).workers(1).stop_timeout(Duration::from_millis(20));
-    let loader = start(blocking(&block), config);
-    // It blocks in the sixth batch, while the worker has rows of it.
-    for _ in 0..5 {
-        loader.get_batch().unwrap().unwrap();
-    }
-    eventually("the source to block", || block.entered.load(Ordering::SeqCst));
-    for _ in 0..2 {
-        assert!(matches!(loader.stop(), Err(Error::Detached { workers: 1, .. })));
-    }
-    block.open.store(true, Ordering::SeqCst);
-    eventually("the slot", || memory.stats().device_in_use == 0);
-    loader.stop().unwrap();
-}
-
 /// The first pull allocated behind the back of a `stop`.
 #[test]
 fn a_stop_during_the_first_pull_leaves_nothing() {
@@ -427,37 +369,6 @@ fn stop_waits_for_one_read_and_not_for_a_claim() {
     let before = reads.load(Ordering::SeqCst);
     loader.stop().unwrap();
     assert!(reads.load(Ordering::SeqCst) <= before + 2);
-}
-
-struct Panics;
-
-impl Sampler for Panics {
-    fn len(&self) -> u64 {
-        100
-    }
-    fn index(&self, _: u64, position: u64) -> u64 {
-        assert!(position != 25, "a sampler that panics");
-        position
-    }
-    fn fingerprint(&self) -> u64 {
-        1
-    }
-}
-
-/// The error had no place, and the batches before it were lost.
-#[test]
-fn a_panic_of_the_sampler_is_an_error_of_its_batch() {
-    let slow = |_| {
-        std::thread::sleep(Duration::from_millis(1));
-        Ok(())
-    };
-    let loader = start(numbers(100, slow), builder(&host()).sampler(Panics));
-    for _ in 0..2 {
-        assert!(loader.get_batch().unwrap().is_some());
-    }
-    let error = loader.get_batch().unwrap_err().chain();
-    assert!(error.starts_with("sampler: batch 2 of epoch 0: "), "{error}");
-    assert!(error.contains("a sampler that panics"), "{error}");
 }
 
 /// A conversion brought the host device down, another one panicked.
@@ -506,4 +417,146 @@ fn an_iterator_ends_where_all_is_held() {
     assert!(matches!(taken[2], Err(Error::TooManyHeld { held: 2, .. })));
     drop(taken);
     assert!(matches!(loader.try_get_batch(), Ok(Delivery::Ready(_) | Delivery::NotYet)));
+}
+
+/// Everything was read and queued when the stop came, and dropping it passed for the end of the
+/// data.
+#[test]
+fn a_stop_before_the_last_batches_is_not_the_end_of_the_data() {
+    let loader = start(numbers(30, |_| Ok(())), builder(&host()));
+    assert!(loader.get_batch().unwrap().is_some());
+    eventually("the end of reading", || !loader.stats().is_running);
+    loader.stop().unwrap();
+    let error = loader.get_batch().unwrap_err();
+    assert!(matches!(error, Error::Lifecycle { state: "stopped", .. }), "{error}");
+}
+
+/// The error came once; then the stream was said to be at its end.
+#[test]
+fn a_loss_before_the_last_batches_is_told_at_every_call() {
+    for unified in [true, false] {
+        let (memory, control) = faulty(FaultPlan { unified, ..FaultPlan::default() });
+        let loader = start(numbers(30, |_| Ok(())), builder(&memory));
+        assert!(loader.get_batch().unwrap().is_some());
+        eventually("the end of reading", || !loader.stats().is_running);
+        control.lose();
+        let first = loader.get_batch().unwrap_err();
+        assert!(first.is_device_lost(), "{first}");
+        for _ in 0..2 {
+            assert_eq!(loader.get_batch().unwrap_err().chain(), first.chain());
+        }
+    }
+}
+
+/// Somebody who is kept waiting.
+#[derive(Default)]
+struct Block {
+    entered: AtomicBool,
+    open: AtomicBool,
+}
+
+impl Wake for Block {
+    fn wake(self: Arc<Self>) {
+        self.entered.store(true, Ordering::SeqCst);
+        while !self.open.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// A loader found one of its blocks given up before it was told why, and said that its pool was
+/// closed instead of that the device is lost.
+#[test]
+fn a_loss_that_is_still_being_told_is_a_loss() {
+    let (memory, control) = faulty(FaultPlan::default());
+    let (source, told) = (Arc::new(Block::default()), Arc::new(Block::default()));
+    let block = Arc::clone(&source);
+    let never = numbers(100, move |_| {
+        while !block.open.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    });
+    // Whoever tells the first loader is kept there.
+    let first = start(never, builder(&memory));
+    let mut stream = first.stream();
+    let waker = Waker::from(Arc::clone(&told));
+    let poll =
+        futures_core::Stream::poll_next(Pin::new(&mut stream), &mut Context::from_waker(&waker));
+    assert!(poll.is_pending());
+    let reads = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&reads);
+    let counting = move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    };
+    let config = builder(&memory).prefetch_depth(1).max_held(1);
+    let second = start(numbers(1000, counting), config);
+    let batch = second.get_batch().unwrap();
+    // The one slot is filled again: of the two batches before it nothing is in flight any more, and
+    // there is no output for this one.
+    eventually("a third batch", || reads.load(Ordering::SeqCst) == 30);
+    control.lose();
+    let asked = memory.clone();
+    let teller = spawn(move || asked.tensor(&[1], DType::U8).is_err());
+    eventually("the first loader to be told", || told.entered.load(Ordering::SeqCst));
+    drop(batch);
+    eventually("the second loader to end", || !second.stats().is_running);
+    let error = second.get_batch().unwrap_err();
+    assert!(error.is_device_lost(), "{}", error.chain());
+    told.open.store(true, Ordering::SeqCst);
+    source.open.store(true, Ordering::SeqCst);
+    assert!(teller.join().unwrap());
+}
+
+struct PanicsAwake;
+
+impl Wake for PanicsAwake {
+    fn wake(self: Arc<Self>) {
+        panic!("a waker that panics");
+    }
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// The submitter ended with the panic, and the other task was never woken; in `stop`, the threads
+/// were left behind.
+#[test]
+fn a_waker_that_panics_is_its_owners_trouble() {
+    for stops in [false, true] {
+        let (release, released) = mpsc::sync_channel::<()>(1);
+        let (enter, entered) = mpsc::channel();
+        let source = FnSource::new(move |size| {
+            let _ = enter.send(());
+            let _ = released.recv();
+            Ok(Some(Sample::new(HostTensor::new(vec![0i64; size], &[size as u64])?)))
+        });
+        let memory = host();
+        let config = builder(&memory).stop_timeout(Duration::from_millis(20));
+        let loader = start_source(source, config);
+        let woken = Arc::new(Woken::default());
+        for waker in [Waker::from(Arc::new(PanicsAwake)), Waker::from(Arc::clone(&woken))] {
+            let mut stream = loader.stream();
+            let mut context = Context::from_waker(&waker);
+            assert!(Pin::new(&mut stream).poll_next(&mut context).is_pending());
+        }
+        entered.recv().unwrap();
+        if stops {
+            assert!(matches!(loader.stop(), Err(Error::Detached { .. })));
+        } else {
+            release.send(()).unwrap();
+        }
+        eventually("the other task to be woken", || woken.0.load(Ordering::SeqCst));
+        assert_eq!(loader.get_batch().is_ok(), !stops);
+        drop(release);
+        eventually("the stop to succeed", || loader.stop().is_ok());
+        assert_home(&memory);
+    }
 }

@@ -1,13 +1,14 @@
-//! What the stream of batches is: order, shuffles, epochs, ranks, the last batch, resume.
+//! What the stream of batches is: order, shuffles, epochs, ranks, the last batch.
 
 use std::collections::BTreeMap;
 
 use batchline::{
-    AsyncDataLoader, AsyncDataLoaderConfig, ConfigBuilder, DType, DataSource, Device, Error,
-    FnDataset, HostTensor, IterSource, LastBatch, LoaderState, Sample, SampleSpec, Sampler,
+    AsyncDataLoader, AsyncDataLoaderConfig, BoxError, ConfigBuilder, DType, DataSource, Dataset,
+    Device, FnDataset, FnSource, GpuBatch, HostTensor, InMemory, IterSource, LastBatch, Sample,
+    SampleMut, SampleSpec, Sampler,
 };
 
-use super::{numbers, start, values};
+use super::{builder, host, numbers, start, start_source, values};
 
 fn batches_of(samples: u64) -> ConfigBuilder {
     AsyncDataLoaderConfig::builder().batch_size(samples).device(Device::host())
@@ -18,7 +19,7 @@ fn started(len: u64, config: ConfigBuilder) -> AsyncDataLoader {
 }
 
 /// The batches as lists of numbers.
-fn collect(loader: &AsyncDataLoader) -> Vec<Vec<i64>> {
+pub(super) fn collect(loader: &AsyncDataLoader) -> Vec<Vec<i64>> {
     loader.batches().map(|batch| values(&batch.unwrap())).collect()
 }
 
@@ -85,34 +86,6 @@ fn a_rank_for_which_nothing_is_left_gets_an_empty_batch() {
 }
 
 #[test]
-fn a_stream_is_continued_at_every_batch_with_other_workers_depth_and_ranks() {
-    let config = || batches_of(8).shuffle(true).seed(3).epochs(2);
-    let whole = collect(&started(50, config()));
-    for taken in 0..=whole.len() {
-        let loader = started(50, config());
-        for _ in 0..taken {
-            loader.get_batch().unwrap().unwrap();
-        }
-        let state = LoaderState::from_json(&loader.state().to_json()).unwrap();
-        let rest = started(50, config().workers(5).prefetch_depth(1).resume_from(state.clone()));
-        assert_eq!(collect(&rest), whole[taken..], "after {taken} batches");
-
-        let ranks: Vec<_> = (0..2)
-            .map(|rank| {
-                let config = batches_of(4).shuffle(true).seed(3).epochs(2).shard(rank, 2);
-                collect(&started(50, config.resume_from(state.clone())))
-            })
-            .collect();
-        let together: Vec<i64> = ranks[0]
-            .iter()
-            .zip(&ranks[1])
-            .flat_map(|(one, two)| [one.clone(), two.clone()].concat())
-            .collect();
-        assert_eq!(together, whole[taken..].concat(), "by two ranks after {taken} batches");
-    }
-}
-
-#[test]
 fn what_was_read_ahead_is_not_in_the_state() {
     let loader = started(100, batches_of(10).prefetch_depth(5));
     loader.get_batch().unwrap().unwrap();
@@ -127,25 +100,6 @@ fn what_was_read_ahead_is_not_in_the_state() {
         std::thread::yield_now();
     }
     assert_eq!((loader.state().epoch, loader.state().position), (0, 0));
-}
-
-#[test]
-fn a_state_of_another_stream_is_refused() {
-    let state = started(50, batches_of(8).shuffle(true).seed(3)).state();
-    let refused = |len, config: ConfigBuilder| {
-        let config = config.resume_from(state.clone()).build().unwrap();
-        match AsyncDataLoader::new(numbers(len, |_| Ok(())), config).unwrap_err() {
-            Error::State { problem } => problem,
-            other => panic!("{other}"),
-        }
-    };
-    let config = || batches_of(8).shuffle(true).seed(3);
-    assert!(refused(51, config()).contains("another data set"));
-    assert!(refused(50, config().batch_size(7)).contains("global batches of 8"));
-    assert!(refused(50, config().shard(0, 2)).contains("16"));
-    assert!(refused(50, config().seed(4)).contains("another order"));
-    assert!(refused(50, config().shuffle(false)).contains("another order"));
-    assert!(refused(50, config().last_batch(LastBatch::Pad)).contains("another order"));
 }
 
 #[test]
@@ -212,7 +166,7 @@ fn random_seeds_depend_on_seed_epoch_and_sample_alone() {
 }
 
 /// A pull source of `len` numbers.
-fn pulled(len: i64) -> impl DataSource + 'static {
+pub(super) fn pulled(len: i64) -> impl DataSource + 'static {
     IterSource::new(move || {
         (0..len).map(|n| Ok(Sample::new(HostTensor::scalar(n)).label(HostTensor::scalar(n % 7))))
     })
@@ -232,26 +186,6 @@ fn pull_sources_are_delivered_in_order_for_any_workers() {
 }
 
 #[test]
-fn pull_sources_resume_and_drop_the_last_batch() {
-    let config = || batches_of(10).drop_last(true).epochs(2);
-    let start = |config: ConfigBuilder| {
-        let loader = AsyncDataLoader::from_source(pulled(25), config.build().unwrap()).unwrap();
-        loader.start().unwrap();
-        loader
-    };
-    let whole = collect(&start(config()));
-    assert_eq!(whole.len(), 4);
-    for taken in 0..4 {
-        let loader = start(config());
-        for _ in 0..taken {
-            loader.get_batch().unwrap().unwrap();
-        }
-        let rest = start(config().resume_from(loader.state()));
-        assert_eq!(collect(&rest), whole[taken..], "after {taken} batches");
-    }
-}
-
-#[test]
 fn a_pull_source_shorter_than_its_state_is_told_so() {
     let start = |len, config: ConfigBuilder| {
         let loader = AsyncDataLoader::from_source(pulled(len), config.build().unwrap()).unwrap();
@@ -265,6 +199,21 @@ fn a_pull_source_shorter_than_its_state_is_told_so() {
     let shorter = start(12, batches_of(5).resume_from(loader.state()));
     let error = shorter.get_batch().unwrap_err().chain();
     assert!(error.contains("it is at batch 4, the source has only 3"), "{error}");
+}
+
+#[test]
+fn a_closure_serves_one_epoch() {
+    let mut left = 2;
+    let source = FnSource::new(move |size| {
+        left -= 1;
+        let numbers = HostTensor::new(vec![left; size], &[size as u64])?;
+        Ok((left >= 0).then(|| Sample::new(numbers)))
+    });
+    let loader = start_source(source, batches_of(2).epochs(2));
+    for _ in 0..2 {
+        assert!(loader.get_batch().unwrap().is_some());
+    }
+    assert!(loader.get_batch().unwrap_err().chain().contains("can't start again"));
 }
 
 #[test]
@@ -288,4 +237,56 @@ fn an_endless_loader_goes_on() {
         assert_eq!(batch.is_last_in_epoch(), number % 3 == 2);
     }
     assert!(loader.stats().is_running);
+}
+
+/// The same samples, read one by one or copied from where they lie.
+#[test]
+fn memory_is_copied_as_it_would_be_read() {
+    struct Read(InMemory);
+    impl Dataset for Read {
+        fn len(&self) -> u64 {
+            self.0.len()
+        }
+        fn spec(&self) -> &SampleSpec {
+            self.0.spec()
+        }
+        fn read(&self, index: u64, sample: &mut SampleMut<'_>) -> Result<(), BoxError> {
+            self.0.read(index, sample)
+        }
+    }
+    /// Says that it lies in memory, and is a byte short.
+    struct Short(InMemory);
+    impl Dataset for Short {
+        fn len(&self) -> u64 {
+            self.0.len()
+        }
+        fn spec(&self) -> &SampleSpec {
+            self.0.spec()
+        }
+        fn read(&self, index: u64, sample: &mut SampleMut<'_>) -> Result<(), BoxError> {
+            self.0.read(index, sample)
+        }
+        fn contiguous(&self, tensor: usize) -> Option<&[u8]> {
+            self.0.contiguous(tensor).map(|bytes| &bytes[1..])
+        }
+    }
+    let inputs = (0..101i64 * 3).collect::<Vec<_>>();
+    let labels = (0..101u8).collect::<Vec<_>>();
+    let dataset = InMemory::new(HostTensor::new(inputs, &[101, 3]).unwrap())
+        .and_then(|set| set.labels(HostTensor::new(labels, &[101])?))
+        .unwrap();
+    for (shuffle, last) in [(false, LastBatch::Keep), (true, LastBatch::Pad)] {
+        let config = || builder(&host()).shuffle(shuffle).last_batch(last).epochs(2).workers(3);
+        let batches = |loader: AsyncDataLoader| {
+            let bytes = |batch: GpuBatch| {
+                let label = batch.label_tensor().unwrap().to_bytes().unwrap();
+                (batch.input_tensor().to_vec::<i64>().unwrap(), label)
+            };
+            loader.batches().map(|batch| bytes(batch.unwrap())).collect::<Vec<_>>()
+        };
+        let expected = batches(start(Read(dataset.clone()), config()));
+        assert_eq!(expected.len(), 22);
+        assert_eq!(batches(start(dataset.clone(), config())), expected);
+        assert_eq!(batches(start(Short(dataset.clone()), config())), expected);
+    }
 }

@@ -84,6 +84,7 @@ use memory::{WgpuMemory, WgpuStaging};
 /// A binding's size is its tensor's, rounded up to a multiple of 4. Commands that are recorded here
 /// run in their place among the segment's other commands, on the same queue.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct WgpuCustom<'a> {
     /// Records the segment. Leave it open: finishing it is the backend's business.
     pub encoder: &'a mut wgpu::CommandEncoder,

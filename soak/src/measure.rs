@@ -1,0 +1,172 @@
+//! What the process holds, as Linux tells it in `/proc/self`.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::HEAP;
+use crate::tally::TALLY;
+
+/// Threads, open files and heap at one moment.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Holdings {
+    pub threads: u64,
+    pub files: u64,
+    /// Bytes that Rust code has allocated and not freed.
+    pub heap: i64,
+}
+
+impl Holdings {
+    pub fn now() -> io::Result<Self> {
+        let heap = HEAP.stats();
+        Ok(Self {
+            threads: status("Threads:")?,
+            // One of them is the folder that is being read.
+            files: std::fs::read_dir("/proc/self/fd")?.count() as u64 - 1,
+            heap: (heap.bytes_allocated - heap.bytes_deallocated).cast_signed() as i64,
+        })
+    }
+}
+
+/// What is there between two rounds, when everything of a round is gone.
+#[derive(Debug, Default)]
+pub struct Idle {
+    threads: AtomicU64,
+    files: AtomicU64,
+    /// What all rounds together left behind whose device was not lost.
+    left_behind: AtomicI64,
+    /// What the others left behind besides the bytes that they gave up.
+    left_by_lost: AtomicI64,
+}
+
+impl Idle {
+    /// Waits until a round's threads and files are gone, down to what there was at the `start` of
+    /// the run, and adds up what it left on the heap since `before`.
+    ///
+    /// # Errors
+    /// What is still there.
+    pub fn settle(
+        &self,
+        start: Holdings,
+        before: Holdings,
+        given_up: u64,
+    ) -> Result<Holdings, String> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let now = Holdings::now().map_err(|error| error.to_string())?;
+            if now.threads <= start.threads && now.files <= start.files {
+                let left = now.heap - before.heap - given_up.cast_signed();
+                let sum = if given_up == 0 { &self.left_behind } else { &self.left_by_lost };
+                sum.fetch_add(left, Ordering::Relaxed);
+                self.note(now);
+                return Ok(now);
+            }
+            if Instant::now() > deadline {
+                return Err(format!(
+                    "the round is over, and there are {} open files and {} threads, {} and {} at \
+                     the start: {}",
+                    now.files,
+                    now.threads,
+                    start.files,
+                    start.threads,
+                    threads().join(", ")
+                ));
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+
+    pub fn note(&self, now: Holdings) {
+        self.threads.store(now.threads, Ordering::Relaxed);
+        self.files.store(now.files, Ordering::Relaxed);
+    }
+}
+
+/// A moment of the run: a row of the table.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    pub seconds: f64,
+    pub rounds: u64,
+    pub samples: u64,
+    pub resident: u64,
+    pub threads: u64,
+    pub files: u64,
+    pub left_behind: i64,
+    pub left_by_lost: i64,
+    pub idle_threads: u64,
+    pub idle_files: u64,
+    pub given_up: u64,
+}
+
+impl Row {
+    pub const HEADER: &str = "seconds,rounds,samples,resident_bytes,threads,files,idle_threads,\
+                              idle_files,left_behind_bytes,given_up_bytes,left_by_lost_bytes";
+
+    pub fn now(began: Instant, idle: &Idle) -> io::Result<Self> {
+        let Holdings { threads, files, .. } = Holdings::now()?;
+        Ok(Self {
+            seconds: began.elapsed().as_secs_f64(),
+            rounds: TALLY.rounds.get(),
+            samples: TALLY.samples.get(),
+            resident: status("VmRSS:")? * 1024,
+            threads,
+            files,
+            left_behind: idle.left_behind.load(Ordering::Relaxed),
+            left_by_lost: idle.left_by_lost.load(Ordering::Relaxed),
+            idle_threads: idle.threads.load(Ordering::Relaxed),
+            idle_files: idle.files.load(Ordering::Relaxed),
+            given_up: TALLY.given_up.get(),
+        })
+    }
+
+    pub fn write(&self, mut to: impl Write) -> io::Result<()> {
+        let Self { seconds, rounds, samples, resident, threads, files, .. } = self;
+        let Self { idle_threads, idle_files, left_behind, given_up, left_by_lost, .. } = self;
+        writeln!(
+            to,
+            "{seconds:.1},{rounds},{samples},{resident},{threads},{files},{idle_threads},\
+             {idle_files},{left_behind},{given_up},{left_by_lost}"
+        )
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: f64| bytes / f64::from(1 << 20);
+        write!(
+            f,
+            "{:5.0} s  {:6} rounds  {:9} samples  {:5.1} MiB resident, {:.2} of them given up; left \
+             by the rounds: {} bytes, {} threads, {} files",
+            self.seconds,
+            self.rounds,
+            self.samples,
+            mib(self.resident as f64),
+            mib(self.given_up as f64),
+            self.left_behind,
+            self.idle_threads,
+            self.idle_files
+        )
+    }
+}
+
+/// The number in this line of `/proc/self/status`.
+fn status(name: &str) -> io::Result<u64> {
+    let text = std::fs::read_to_string("/proc/self/status")?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .ok_or_else(|| io::Error::other(format!("/proc/self/status has no number for {name}")))
+}
+
+/// Name, state and kernel function of every thread.
+pub fn threads() -> Vec<String> {
+    let Ok(folder) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
+    let describe = |task: std::path::PathBuf| {
+        let read = |file| std::fs::read_to_string(task.join(file)).unwrap_or_default();
+        let state = read("status")
+            .lines()
+            .find_map(|line| line.strip_prefix("State:\t").map(str::to_owned));
+        format!("{}: {} {}", read("comm").trim(), state.unwrap_or_default(), read("wchan"))
+    };
+    folder.filter_map(|entry| Some(describe(entry.ok()?.path()))).collect()
+}
