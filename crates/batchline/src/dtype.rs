@@ -6,6 +6,7 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
+// The numbers are what the CUDA kernels know the types by (backend/cuda/numbers.cuh).
 pub enum DType {
     /// IEEE 754 binary32.
     F32 = 0,

@@ -2,9 +2,10 @@
 
 use batchline::DType;
 use batchline::backend::ChannelOrder::{self, Nchw, Nhwc};
-use cuda_kernels_native::{Geometry, specialised};
+use batchline::backend::ConvertSpec;
+use cuda_kernels_native::{Geometry, convert, convert_specialised, specialised};
 
-use super::{check, check_at, plain, random, spec};
+use super::{Memory, UNTOUCHED, check, check_at, compare, expected, plain, random, spec};
 
 const ORDERS: [(ChannelOrder, ChannelOrder); 4] =
     [(Nhwc, Nhwc), (Nhwc, Nchw), (Nchw, Nhwc), (Nchw, Nchw)];
@@ -123,6 +124,30 @@ fn nothing_to_convert_is_no_access() {
             let mut spec = spec(pair, (3, 4, 0), orders, true);
             spec.elements = 0;
             check(&[], &spec, &geometries(0));
+        }
+    }
+}
+
+/// A length that ends in the middle of an image: in another order only whole images are made, in
+/// the same one every element.
+#[test]
+fn part_of_an_image() {
+    let pair = (DType::U8, DType::F32);
+    for orders in ORDERS {
+        let whole = spec(pair, (3, 16, 3), orders, true);
+        let src = random(pair.0, whole.elements);
+        let all = expected(&src, &whole);
+        let cut = ConvertSpec { elements: whole.elements - 5, ..whole.clone() };
+        let kept = if orders.0 == orders.1 { cut.elements } else { 2 * 48 };
+        let mut wanted = all[..usize::try_from(kept).unwrap() * 4].to_vec();
+        wanted.resize(usize::try_from(cut.elements).unwrap() * 4, UNTOUCHED);
+        for geometry in geometries(cut.elements) {
+            for run in [convert, convert_specialised] {
+                let source = Memory::of(&src[..src.len() - 5], 0);
+                let mut target = Memory::new(wanted.len(), 0);
+                run(geometry, source.bytes(), target.bytes_mut(), &cut);
+                compare("a kernel", geometry, &target, &wanted, &cut);
+            }
         }
     }
 }

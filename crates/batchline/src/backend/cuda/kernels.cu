@@ -1,5 +1,6 @@
-// The kernels of the CUDA device. `ci/ptx.sh` makes kernels.ptx of this file, which is committed and
-// handed to the driver as text; building batchline needs neither clang nor the CUDA toolkit.
+// The kernels of the CUDA device. `ci/ptx.sh` makes kernels.ptx of this file and those it includes;
+// it is committed and handed to the driver as text, so that building batchline needs neither clang
+// nor the CUDA toolkit.
 //
 // What a conversion computes is defined by the host's kernel (../host/convert.rs), bit for bit.
 // Compiled as C++ with BATCHLINE_NATIVE, the same kernels run on the CPU and are compared with it
@@ -29,37 +30,8 @@
 // needed. Sources that are read in strides rely on the first-level cache. Threads stay and loop:
 // where they are is divided out once, and then counted up.
 
-#ifdef BATCHLINE_NATIVE
-#define KERNEL(BLOCKS) extern "C" void
-#define INLINE inline
-#else
-// BLOCKS of 256 threads fit on a multiprocessor, at least.
-#define KERNEL(BLOCKS)                                                                             \
-    extern "C" __attribute__((global)) __attribute__((launch_bounds(256, BLOCKS))) void
-#define INLINE inline __attribute__((always_inline))
-// All functions are for the device.
-#pragma clang force_cuda_host_device begin
-#endif
-
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
-typedef long long i64;
-
-// The codes of element types: those of `DType` (../../dtype.rs).
-enum : u32 {
-    CODE_F32 = 0,
-    CODE_F16 = 1,
-    CODE_BF16 = 2,
-    CODE_F64 = 3,
-    CODE_I8 = 4,
-    CODE_I16 = 5,
-    CODE_I32 = 6,
-    CODE_I64 = 7,
-    CODE_U8 = 8,
-    CODE_BOOL = 9,
-};
+#include "device.cuh"
+#include "numbers.cuh"
 
 // The bits of `flags`.
 enum : u32 {
@@ -72,223 +44,6 @@ enum : u32 {
 };
 
 namespace {
-
-// ---- Where a thread is ----------------------------------------------------------------------
-
-struct Index {
-    u32 x, y;
-};
-
-#ifdef BATCHLINE_NATIVE
-// Set by whoever runs the kernels on the CPU.
-thread_local Index native_thread, native_block, native_block_size, native_grid_size;
-INLINE Index thread_index() { return native_thread; }
-INLINE Index block_index() { return native_block; }
-INLINE Index block_size() { return native_block_size; }
-INLINE Index grid_size() { return native_grid_size; }
-#else
-INLINE Index thread_index() {
-    return {(u32)__nvvm_read_ptx_sreg_tid_x(), (u32)__nvvm_read_ptx_sreg_tid_y()};
-}
-INLINE Index block_index() {
-    return {(u32)__nvvm_read_ptx_sreg_ctaid_x(), (u32)__nvvm_read_ptx_sreg_ctaid_y()};
-}
-INLINE Index block_size() {
-    return {(u32)__nvvm_read_ptx_sreg_ntid_x(), (u32)__nvvm_read_ptx_sreg_ntid_y()};
-}
-INLINE Index grid_size() {
-    return {(u32)__nvvm_read_ptx_sreg_nctaid_x(), (u32)__nvvm_read_ptx_sreg_nctaid_y()};
-}
-#endif
-
-// A thread's part of a loop: first, first + step, ...
-struct Span {
-    u64 first, step;
-};
-
-// Of a loop that the whole grid shares.
-INLINE Span span_of_grid() {
-    return {(u64)block_index().x * block_size().x + thread_index().x,
-            (u64)grid_size().x * block_size().x};
-}
-
-// Of the rows of a gather.
-INLINE Span span_of_rows() {
-    return {(u64)block_index().x * block_size().y + thread_index().y,
-            (u64)grid_size().x * block_size().y};
-}
-
-// Of one such row.
-INLINE Span span_in_row() {
-    return {(u64)block_index().y * block_size().x + thread_index().x,
-            (u64)grid_size().y * block_size().x};
-}
-
-// An index that grows by a fixed step, and its digits:
-// index = (high * middles + middle) * lows + low.
-struct Position {
-    u64 index, low, middle, high;
-
-    Position(Span span, u64 lows, u64 middles)
-        : index(span.first), low(span.first % lows), middle(span.first / lows % middles),
-          high(span.first / lows / middles), lows(lows), middles(middles), step(span.step),
-          step_low(span.step % lows), step_middle(span.step / lows % middles),
-          step_high(span.step / lows / middles) {}
-
-    void advance() {
-        index += step;
-        low += step_low;
-        middle += step_middle;
-        high += step_high;
-        if (low >= lows) {
-            low -= lows;
-            middle += 1;
-        }
-        if (middle >= middles) {
-            middle -= middles;
-            high += 1;
-        }
-    }
-
-private:
-    u64 lows, middles, step, step_low, step_middle, step_high;
-};
-
-// ---- Memory ---------------------------------------------------------------------------------
-
-#ifdef BATCHLINE_NATIVE
-template <u32 COUNT>
-struct alignas(4 * COUNT) Words {
-    u32 word[COUNT];
-    u32 operator[](u32 i) const { return word[i]; }
-    u32 &operator[](u32 i) { return word[i]; }
-};
-typedef Words<2> Words2;
-typedef Words<4> Words4;
-
-template <class W>
-inline W fetch(const W *at) {
-    return *at;
-}
-#else
-typedef u32 Words2 __attribute__((ext_vector_type(2)));
-typedef u32 Words4 __attribute__((ext_vector_type(4)));
-
-// From memory that no thread of the grid writes, so that later loads may come before earlier stores.
-INLINE u8 fetch(const u8 *at) { return __nvvm_ldg_uc(at); }
-INLINE u16 fetch(const u16 *at) { return __nvvm_ldg_us(at); }
-INLINE u32 fetch(const u32 *at) { return __nvvm_ldg_ui(at); }
-INLINE u64 fetch(const u64 *at) { return __nvvm_ldg_ull(at); }
-INLINE float fetch(const float *at) { return __nvvm_ldg_f(at); }
-INLINE Words2 fetch(const Words2 *at) { return __nvvm_ldg_ui2(at); }
-INLINE Words4 fetch(const Words4 *at) { return __nvvm_ldg_ui4(at); }
-#endif
-
-// ---- Numbers --------------------------------------------------------------------------------
-
-INLINE u32 bits_of(float x) { return __builtin_bit_cast(u32, x); }
-INLINE u64 bits_of(double x) { return __builtin_bit_cast(u64, x); }
-INLINE float float_of(u32 bits) { return __builtin_bit_cast(float, bits); }
-INLINE double double_of(u64 bits) { return __builtin_bit_cast(double, bits); }
-
-// Any NaN to the one that results have.
-INLINE float canonical(float x) { return x != x ? float_of(0x7fc00000) : x; }
-
-// bits / 2^places, to nearest, ties to even.
-INLINE u32 round_off(u32 bits, u32 places) {
-    return (bits + ((1u << (places - 1)) - 1 + (bits >> places & 1))) >> places;
-}
-
-#ifdef BATCHLINE_NATIVE
-INLINE float flush_by_bits(float x) {
-    u32 bits = bits_of(x);
-    return float_of((bits & 0x7f800000) == 0 ? bits & 0x80000000 : bits);
-}
-
-INLINE float add_flushed(float a, float b) {
-    return flush_by_bits(flush_by_bits(a) + flush_by_bits(b));
-}
-
-INLINE u32 half_of(float x) {
-    u32 bits = bits_of(x), magnitude = bits & 0x7fffffff, sign = bits >> 16 & 0x8000;
-    if (magnitude > 0x7f800000) return 0x7e00;
-    // 2^16 and more.
-    if (magnitude >= 0x47800000) return sign | 0x7c00;
-    // Below 2^-14: the last place of 0.5 is 2^-24, so the sum is rounded to a multiple of that.
-    if (magnitude < 0x38800000) return sign | (bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f));
-    return sign | round_off(magnitude - (112 << 23), 13);
-}
-
-INLINE float float_of_half(u32 half) {
-    u32 magnitude = half & 0x7fff, sign = (half & 0x8000) << 16;
-    if (magnitude >= 0x7c00) return float_of(sign | 0x7f800000 | magnitude << 13);
-    // Subnormal: a multiple of 2^-24.
-    if (magnitude < 0x0400) return float_of(sign | bits_of((float)magnitude * float_of(103 << 23)));
-    return float_of(sign | ((magnitude << 13) + (112 << 23)));
-}
-#else
-// The sum, with subnormal numbers taken as zeros of the same sign, both operands and the result. A
-// sum in the range of subnormals is exact, so it does not matter whether the result is looked at
-// before it is rounded or after.
-INLINE float add_flushed(float a, float b) { return __nvvm_add_rn_ftz_f(a, b); }
-
-// To nearest, ties to even; subnormals are kept.
-INLINE u32 half_of(float x) {
-    u16 half;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(x));
-    return x != x ? 0x7e00 : half;
-}
-
-INLINE float float_of_half(u32 half) {
-    float x;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"((u16)half));
-    return x;
-}
-#endif
-
-// A zero of the same sign for a subnormal number.
-INLINE float flush(float x) { return add_flushed(x, -0.0f); }
-
-INLINE u32 bfloat_of(float x) { return x != x ? 0x7fc0 : round_off(bits_of(x), 16); }
-
-// x and scale are flushed already. The product is rounded with gradual underflow and flushed as an
-// operand of the sum. Nothing is fused: -ffp-contract=off. The result may be any NaN.
-INLINE float affine(float x, float scale, float bias) { return add_flushed(x * scale, bias); }
-
-// The element types of the specialised kernels. `read` makes the number of the element's bits,
-// `write` makes the bits of the element nearest to a number.
-struct F32 {
-    static constexpr u32 size = 4;
-    static constexpr bool may_be_subnormal = true;
-    static float read(u32 bits) { return float_of(bits); }
-    static u32 write(float x) { return bits_of(canonical(x)); }
-};
-struct F16 {
-    static constexpr u32 size = 2;
-    // As an f32, none of them is.
-    static constexpr bool may_be_subnormal = false;
-    static float read(u32 bits) { return float_of_half(bits); }
-    static u32 write(float x) { return half_of(x); }
-};
-struct BF16 {
-    static constexpr u32 size = 2;
-    static u32 write(float x) { return bfloat_of(x); }
-};
-struct U8 {
-    static constexpr u32 size = 1;
-    static constexpr bool may_be_subnormal = false;
-    static float read(u32 bits) { return (float)bits; }
-};
-struct I8 {
-    static constexpr u32 size = 1;
-    static constexpr bool may_be_subnormal = false;
-    static float read(u32 bits) { return (float)(signed char)bits; }
-};
-
-template <class A, class B>
-constexpr bool same = false;
-template <class A>
-constexpr bool same<A, A> = true;
 
 // Whether a conversion without map differs from one with scale 1 and bias -0: that one flushes, and
 // makes NaN canonical.
@@ -312,8 +67,8 @@ INLINE u32 convert_bits(u32 bits, float scale, float bias) {
 struct Factors {
     const float *scales, *biases;
 
-    float scale(u64 channel) const { return scales ? flush(fetch(scales + channel)) : 1.0f; }
-    float bias(u64 channel) const { return biases ? fetch(biases + channel) : -0.0f; }
+    INLINE float scale(u64 channel) const { return scales ? flush(fetch(scales + channel)) : 1.0f; }
+    INLINE float bias(u64 channel) const { return biases ? fetch(biases + channel) : -0.0f; }
 };
 
 // ---- Adjacent elements ----------------------------------------------------------------------
@@ -433,21 +188,21 @@ INLINE u64 convert_in_order(Span span, const Job &job) {
     }
     for (u64 first = span.first; first < groups; first += DEPTH * step) {
         u32 bits[DEPTH][G];
+        // Where there are no more groups the first is loaded again: with a branch around it, a load
+        // would wait for the one before.
 #pragma unroll
         for (u32 k = 0; k < DEPTH; ++k) {
-            if (first + k * step < groups) {
-                load<S>(job.src + (first + k * step) * G * S::size, bits[k]);
-            }
+            u64 at = first + k * step < groups ? first + k * step : first;
+            load<S>(job.src + at * G * S::size, bits[k]);
         }
 #pragma unroll
         for (u32 k = 0; k < DEPTH; ++k) {
-            if (first + k * step < groups) {
+            if (first + k * step >= groups) break;
 #pragma unroll
-                for (u32 i = 0; i < G; ++i) {
-                    bits[k][i] = convert_bits<S, D, MAP>(bits[k][i], scale[i], bias[i]);
-                }
-                store<D>(job.dst + (first + k * step) * G * D::size, bits[k]);
+            for (u32 i = 0; i < G; ++i) {
+                bits[k][i] = convert_bits<S, D, MAP>(bits[k][i], scale[i], bias[i]);
             }
+            store<D>(job.dst + (first + k * step) * G * D::size, bits[k]);
         }
     }
     return groups * G;
@@ -567,15 +322,6 @@ INLINE void convert(Span span, const u8 *src, u8 *dst, u64 elements, u64 channel
 
 // ---- Any conversion -------------------------------------------------------------------------
 
-// The value of an element, without loss: an f64, or an i64 where that says more.
-struct Value {
-    bool integer;
-    double number;
-    i64 whole;
-};
-
-INLINE Value number(double x) { return {false, x, 0}; }
-
 INLINE u32 size_of(u32 code) {
     switch (code) {
     case CODE_I8:
@@ -608,85 +354,6 @@ INLINE void store_any(u8 *dst, u64 index, u32 size, u64 bits) {
     }
 }
 
-INLINE Value read_any(u32 code, u64 bits) {
-    switch (code) {
-    case CODE_F32: return number(float_of((u32)bits));
-    case CODE_F16: return number(float_of_half((u32)bits));
-    case CODE_BF16: return number(float_of((u32)bits << 16));
-    case CODE_F64: return number(double_of(bits));
-    case CODE_I8: return number((signed char)bits);
-    case CODE_I16: return number((short)bits);
-    case CODE_I32: return number((int)bits);
-    case CODE_I64: return {true, 0, (i64)bits};
-    case CODE_U8: return number((double)(u32)bits);
-    default: return number(bits != 0 ? 1 : 0);
-    }
-}
-
-// As an f32, rounded to odd: where it lies between two floats, the one whose last bit is set. That
-// is no tie of a type with 22 bits or fewer, so rounding it to such a type rounds the value itself.
-INLINE float odd(double x) {
-    float near = (float)x;
-    double back = near;
-    u32 bits = bits_of(near);
-    if (back == x || x != x || (bits & 1)) return near;
-    // Also from infinity to the largest number.
-    bool further = (back < 0 ? -back : back) > (x < 0 ? -x : x);
-    return float_of(further ? bits - 1 : bits + 1);
-}
-
-// As an f64 if it fits, else a number between the same multiples of 2^11, which is rounded alike.
-INLINE double sticky(i64 x) {
-    const i64 fits = 1ll << 53;
-    i64 rest = x & 0x7ff;
-    return (x > -fits && x < fits) || rest == 0 ? (double)x : (double)(x - rest + 0x400);
-}
-
-INLINE float narrow(const Value &value) {
-    return odd(value.integer ? sticky(value.whole) : value.number);
-}
-
-INLINE float nearest_float(const Value &value) {
-    return canonical(value.integer ? (float)value.whole : (float)value.number);
-}
-
-INLINE i64 clamp(const Value &value, i64 least, i64 most) {
-    if (value.integer) {
-        return value.whole < least ? least : value.whole > most ? most : value.whole;
-    }
-    // From 2^52 on there is no fraction, so that the sum is a whole number; ties go to even.
-    const double places = 4503599627370496.0;
-    double x = value.number, magnitude = x < 0 ? -x : x;
-    if (x != x) return 0;
-    if (magnitude < places) {
-        magnitude = (magnitude + places) - places;
-        x = x < 0 ? -magnitude : magnitude;
-    }
-    // 2^63 is a number, the largest i64 is none.
-    if (x >= 9223372036854775808.0) return most;
-    if (x < -9223372036854775808.0) return least;
-    i64 whole = (i64)x;
-    return whole < least ? least : whole > most ? most : whole;
-}
-
-INLINE u64 write_any(u32 code, const Value &value) {
-    switch (code) {
-    case CODE_F32: return bits_of(nearest_float(value));
-    case CODE_F16: return half_of(narrow(value));
-    case CODE_BF16: return bfloat_of(narrow(value));
-    case CODE_F64: {
-        double x = value.integer ? (double)value.whole : value.number;
-        return x != x ? 0x7ff8000000000000 : bits_of(x);
-    }
-    case CODE_I8: return (u64)clamp(value, -0x80, 0x7f);
-    case CODE_I16: return (u64)clamp(value, -0x8000, 0x7fff);
-    case CODE_I32: return (u64)clamp(value, -0x80000000ll, 0x7fffffff);
-    case CODE_I64: return (u64)clamp(value, -0x7fffffffffffffffll - 1, 0x7fffffffffffffffll);
-    case CODE_U8: return (u64)clamp(value, 0, 0xff);
-    default: return value.integer ? value.whole != 0 : value.number != 0;
-    }
-}
-
 // ---- Gathering ------------------------------------------------------------------------------
 
 template <class W>
@@ -709,10 +376,6 @@ INLINE void gather_convert(const u8 *src, u8 *dst, const u64 *indices, u64 rows,
 }
 
 } // namespace
-
-#ifndef BATCHLINE_NATIVE
-#pragma clang force_cuda_host_device end
-#endif
 
 // ---- Kernels --------------------------------------------------------------------------------
 
@@ -751,9 +414,10 @@ KERNEL(4) batchline_convert(const void *__restrict__ src, void *__restrict__ dst
     }
 }
 
-// The same for the pairs that training uses, faster. Fast are: source and target in the same order;
-// three channels that change theirs, with whole groups of 16 bytes in a plane of the target. All
-// else is right.
+// The same for the pairs that training uses, faster: where the order stays (if it is NHWC with a map,
+// with at most an eighth as many channels as there are threads; if NCHW, with planes of whole groups
+// of 16 bytes in the target), and where it changes with three channels (best with such planes). All
+// else goes element by element.
 #define CONVERT(FROM, TO, S, D)                                                                    \
     KERNEL(4) batchline_convert_##FROM##_##TO(const void *__restrict__ src, void *__restrict__ dst,   \
                                            u64 elements, u64 channels, u64 pixels, u32 flags,      \
