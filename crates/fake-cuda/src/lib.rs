@@ -37,6 +37,7 @@
 //! | `seed` | of delays, of the order between streams, and within batches | 0 |
 //! | `missing` | symbols, with `+` between them, that `cuGetProcAddress` does not find | none |
 //! | `no_batch` | 1: `cuMemcpyBatchAsync` and its `_v2` are missing | 0 |
+//! | `pageable` | 1: copies that go on after the call take ordinary memory too | 0 |
 //! | `held` | 1: streams start nothing till they are released | 0 |
 //! | `trace` | 1: the work that is done is noted ([`Fake::trace`]) | 0 |
 //! | `print` | 1: violations are printed when they happen | 0 |
@@ -68,7 +69,7 @@
 //!
 //! It is stricter than the driver in three things: each call that concerns a context needs one that
 //! is current to the thread, though the driver takes copies, events and frees without; ordinary
-//! memory is refused by copies that go on after the call; a context that was released and is made
+//! memory is refused by copies that go on after the call, without `pageable`; a context that was released and is made
 //! again has a new handle.
 //!
 //! # What it lacks

@@ -16,6 +16,7 @@ pub(crate) struct Settings {
     pub(crate) random_latency_us: u64,
     pub(crate) seed: u64,
     pub(crate) missing: BTreeSet<String>,
+    pub(crate) pageable: bool,
     pub(crate) held: bool,
     pub(crate) trace: bool,
     pub(crate) print: bool,
@@ -34,6 +35,7 @@ impl Default for Settings {
             random_latency_us: 0,
             seed: 0,
             missing: BTreeSet::new(),
+            pageable: false,
             held: false,
             trace: false,
             print: false,
@@ -74,6 +76,7 @@ impl Settings {
                     self.missing.retain(|name| !names.contains(name));
                 }
             }
+            "pageable" => self.pageable = flag(value)?,
             "held" => self.held = flag(value)?,
             "trace" => self.trace = flag(value)?,
             "print" => self.print = flag(value)?,

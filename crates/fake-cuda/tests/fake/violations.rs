@@ -97,6 +97,21 @@ fn copies_that_are_over_with_the_call_take_ordinary_memory() {
 }
 
 #[test]
+fn copies_that_go_on_take_ordinary_memory_where_it_is_allowed() {
+    let cuda = Cuda::new("pageable=1");
+    let (stream, device) = (cuda.stream(), cuda.device(2));
+    cuda.fake.hold(stream);
+    let mut own = [1u8, 2];
+    assert_eq!(cuda.cuMemcpyHtoDAsync_v2(device, own.as_ptr(), 2, stream), 0);
+    // It has been read when the call returns.
+    own.fill(0);
+    cuda.fake.release(stream);
+    assert_eq!(cuda.cuMemcpyDtoHAsync_v2(own.as_mut_ptr(), device, 2, stream), 0);
+    assert_eq!(own, [1, 2]);
+    cuda.no_violations();
+}
+
+#[test]
 fn memory_is_written_where_it_is_only_read() {
     let cuda = Cuda::new("");
     let (stream, device) = (cuda.stream(), cuda.device(4));

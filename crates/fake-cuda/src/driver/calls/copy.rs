@@ -2,8 +2,7 @@
 //!
 //! The driver looks at addresses when it is called, and refuses those that it can't use with
 //! `CUDA_ERROR_INVALID_VALUE`; so does this, and it notes a violation. Ordinary memory of the host
-//! is refused by copies that go on after the call: the driver would take it, and copy at once or
-//! not.
+//! is refused by copies that go on after the call, except with the setting `pageable`.
 
 use crate::arguments::{In, Out};
 use crate::codes::{INVALID_VALUE, Result, STREAM_CAPTURE_UNSUPPORTED};
@@ -60,9 +59,30 @@ impl Driver {
         if len == 0 {
             return Ok(());
         }
-        let to = self.writable(symbol, to, len, to_side)?;
-        let from = Source::Place(self.place(symbol, from, len, from_side)?);
-        self.submit(stream, Work::Copy(Transfer { from, to, len }))
+        let ordinary = self.ordinary(to, len).filter(|_| to_side == Side::Host);
+        let down = ordinary.is_some();
+        let to = match ordinary {
+            Some(to) => to,
+            None => self.writable(symbol, to, len, to_side)?,
+        };
+        let from = match self.ordinary(from, len) {
+            // The driver has read it when the call returns.
+            Some(from) if from_side == Side::Host => Source::Bytes(read(&from, len)),
+            _ => Source::Place(self.place(symbol, from, len, from_side)?),
+        };
+        self.submit(stream, Work::Copy(Transfer { from, to, len }))?;
+        // And has written it.
+        if down { self.wait_for_stream(stream) } else { Ok(()) }
+    }
+
+    /// Ordinary memory of the host, where copies that go on after the call take it.
+    fn ordinary(&self, address: usize, len: usize) -> Option<Place> {
+        let known = self.memory.touching(address, len).is_some() || self.memory.was_freed(address);
+        if known || address == 0 || !self.settings.pageable {
+            return None;
+        }
+        let block = Block::foreign(address, len, Kind::Ordinary, self.context);
+        Some(Place { block, address })
     }
 
     /// A copy that is over when the call returns: the host's memory may be of any kind.
