@@ -116,12 +116,7 @@ control! {
 }
 
 fn apply(settings: &mut Settings, text: In<c_char>) -> bool {
-    let Ok(text) = text.text() else { return false };
-    let result = settings.apply(&text);
-    if let Err(fault) = &result {
-        eprintln!("fake-cuda: {fault}");
-    }
-    result.is_ok()
+    text.text().is_ok_and(|text| settings.apply(&text).is_ok())
 }
 
 fn hold(driver: &mut Driver, handle: usize, held: bool) -> i32 {

@@ -133,8 +133,14 @@ fn the_context_is_lost_at_a_call_at_some_work_or_at_once() {
     drop(cuda);
 
     let cuda = Cuda::new("");
+    let stream = cuda.stream();
     cuda.fake.lose(0, UNKNOWN);
     assert_eq!(cuda.cuCtxSynchronize(), UNKNOWN);
+    // Also to who works in another context.
+    let other = cuda.retain(1);
+    assert_eq!(cuda.cuCtxSetCurrent(other), 0);
+    assert_eq!(cuda.cuStreamSynchronize(stream), UNKNOWN);
+    assert_eq!(cuda.cuCtxSynchronize(), 0);
     cuda.no_violations();
 }
 

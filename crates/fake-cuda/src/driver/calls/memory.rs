@@ -43,6 +43,10 @@ impl Driver {
         while self.is_running_on(&block) {
             self.wait();
         }
+        if block.is_freed() {
+            self.violation(format!("memory at {address:#x} was freed by two threads"));
+            return Err(otherwise);
+        }
         let faults = self.memory.free(&block, user.is_some());
         faults.into_iter().for_each(|fault| self.violation(fault));
         Ok(())

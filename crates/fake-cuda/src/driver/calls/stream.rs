@@ -82,11 +82,10 @@ driver! {
 impl Driver {
     /// Waits for all that is queued on a stream now.
     pub(super) fn wait_for_stream(&mut self, handle: usize) -> Result<()> {
-        let Some(end) = self.streams.get(&handle).map(|stream| stream.end(handle)) else {
-            return Ok(());
-        };
+        let known = self.streams.get(&handle).map(|stream| (stream.context, stream.end(handle)));
+        let Some((context, end)) = known else { return Ok(()) };
         self.wait_until(|state| state.has_passed(end))?;
-        let own = self.context;
-        self.check_context(own)
+        // Of a lost context nothing is to come, but neither did it happen.
+        self.check_context(context)
     }
 }
