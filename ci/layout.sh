@@ -26,6 +26,15 @@ unsafe_files=(
     "crates/batchline/tests/allocations.rs: an allocator that counts"
     "crates/cuda-kernels-native/src/lib.rs: runs the CUDA kernels, which name memory by address"
     "crates/batchline/src/testing/faults.rs: works on memory by address, as a device does"
+    "crates/fake-cuda/src/arguments.rs: reads and writes what C callers point to"
+    "crates/fake-cuda/src/driver/control.rs: exports symbols"
+    "crates/fake-cuda/src/driver/kernels.rs: kernels name memory by address"
+    "crates/fake-cuda/src/driver/memory.rs: allocates, frees, and fills with patterns"
+    "crates/fake-cuda/src/driver/mod.rs: exports symbols"
+    "crates/fake-cuda/src/driver/work.rs: copies and fills name memory by address"
+    "crates/fake-cuda/src/fake.rs: loads a library and calls it"
+    "crates/fake-cuda/tests/fake/cuda.rs: calls the driver"
+    "crates/fake-cuda/tests/fake/loading.rs: loads the driver"
 )
 
 faults=0

@@ -1,0 +1,77 @@
+//! Captures and graphs.
+
+use crate::arguments::Out;
+use crate::codes::{
+    ILLEGAL_STATE, INVALID_VALUE, STREAM_CAPTURE_INVALIDATED, STREAM_CAPTURE_UNSUPPORTED,
+};
+use crate::driver::capture::{Capture, Graph, Mode};
+use crate::driver::{driver, executor};
+
+driver! {
+    fn cuStreamBeginCapture_v2(stream: usize, mode: u32) needs Context |driver| {
+        let handle = driver.stream(stream)?;
+        let mode = Mode::from_number(mode).ok_or(INVALID_VALUE)?;
+        let context = driver.context;
+        if driver.contexts.get(&context).is_some_and(|context| context.legacy == handle) {
+            return Err(STREAM_CAPTURE_UNSUPPORTED);
+        }
+        if driver.captures.contains_key(&handle) {
+            return Err(ILLEGAL_STATE);
+        }
+        let thread = executor::thread_number();
+        let capture = Capture { context, mode, thread, work: Vec::new(), invalid: false };
+        driver.captures.insert(handle, capture);
+        Ok(())
+    }
+
+    fn cuStreamEndCapture(stream: usize, graph: Out<usize>) needs Context |driver| {
+        let handle = driver.stream(stream)?;
+        let Some(capture) = driver.captures.remove(&handle) else { return Err(ILLEGAL_STATE) };
+        for event in driver.events.values_mut().filter(|event| event.captured == Some(handle)) {
+            event.captured = None;
+        }
+        if capture.invalid {
+            graph.set(0)?;
+            return Err(STREAM_CAPTURE_INVALIDATED);
+        }
+        let new = driver.handle();
+        driver.graphs.insert(new, Graph { context: capture.context, work: capture.work });
+        graph.set(new)
+    }
+
+    fn cuGraphInstantiateWithFlags(executable: Out<usize>, graph: usize, _flags: u64)
+        needs Context |driver|
+    {
+        let Some(known) = driver.graphs.get(&graph).cloned() else {
+            return driver.dead("graph", graph);
+        };
+        let new = driver.handle();
+        driver.executables.insert(new, known);
+        executable.set(new)
+    }
+
+    fn cuGraphLaunch(executable: usize, stream: usize) needs Context |driver| {
+        let handle = driver.stream(stream)?;
+        let Some(graph) = driver.executables.get(&executable).cloned() else {
+            return driver.dead("graph", executable);
+        };
+        if graph.work.iter().any(|work| work.blocks().iter().any(|block| block.is_freed())) {
+            driver.violation("a graph was launched that works on freed memory");
+        }
+        graph.work.into_iter().try_for_each(|work| driver.submit(handle, work))
+    }
+
+    fn cuGraphDestroy(graph: usize) needs Context |driver| {
+        match driver.graphs.remove(&graph) {
+            Some(_) => Ok(()),
+            None => driver.dead("graph", graph),
+        }
+    }
+
+    fn cuGraphExecDestroy(executable: usize) needs Context |driver| {
+        match driver.executables.remove(&executable) {
+            Some(_) => Ok(()),
+            None => driver.dead("graph", executable),
+        }
+    }
+}

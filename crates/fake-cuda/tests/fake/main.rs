@@ -1,0 +1,8 @@
+//! The fake driver, used as a driver.
+#![cfg(target_os = "linux")]
+
+mod cuda;
+mod failures;
+mod loading;
+mod order;
+mod violations;
