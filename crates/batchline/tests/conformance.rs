@@ -1,6 +1,6 @@
 //! Every device passes the conformance suite.
 
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
+#[cfg(feature = "wgpu")]
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -48,17 +48,4 @@ fn wgpu() {
         return;
     }
     conformance::run_all(&|| Device::wgpu().expect("an adapter was found above"));
-}
-
-/// Runs where there is an NVIDIA GPU.
-#[cfg(feature = "cuda")]
-#[test]
-fn cuda() {
-    if let Err(missing) = Device::cuda(0) {
-        let required = std::env::var_os("BATCHLINE_REQUIRE_CUDA").is_some();
-        assert!(!required, "BATCHLINE_REQUIRE_CUDA is set, but: {missing}");
-        let _ = writeln!(std::io::stderr(), "skipped, the CUDA device: {missing}");
-        return;
-    }
-    conformance::run_all(&|| Device::cuda(0).expect("a device was found above"));
 }

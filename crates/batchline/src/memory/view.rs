@@ -28,6 +28,8 @@ mod sealed {
     pub trait Sealed {}
 
     impl Sealed for super::Host {}
+    #[cfg(feature = "cuda")]
+    impl Sealed for crate::CudaStream {}
     #[cfg(feature = "wgpu")]
     impl Sealed for wgpu::Queue {}
 }

@@ -9,24 +9,49 @@ use std::time::{Duration, Instant};
 
 use batchline::backend::Custom;
 use batchline::{
-    AsyncDataLoader, AsyncDataLoaderConfig, CommandBufferPool, ConfigBuilder, CudaCustom, DType,
-    Device, Error, FnDataset, MemoryManager, SampleSpec, StagingBufferPool,
+    AsyncDataLoader, AsyncDataLoaderConfig, CommandBufferPool, ConfigBuilder, Conversion,
+    CudaCustom, DType, Device, DeviceKind, Error, FnDataset, MemoryManager, SampleSpec,
+    StagingBufferPool,
 };
 
+use batchline::testing::conformance;
 use driver::Driver;
+use fake_cuda::{Fake, When, codes};
 
-/// A device, or `None` where there is none and none is demanded.
-fn device() -> Option<Device> {
-    match Device::cuda(0) {
-        Ok(device) => Some(device),
-        Err(missing) => {
-            let required = std::env::var_os("BATCHLINE_REQUIRE_CUDA").is_some();
-            assert!(!required, "BATCHLINE_REQUIRE_CUDA is set, but: {missing}");
-            let line = format!("skipped: {missing}\n");
-            // Past the capture of the test harness, so that it is seen.
-            let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
-            None
+/// The GPU where one is demanded, else a driver that pretends to have one.
+struct Gpu {
+    fake: Option<Fake>,
+}
+
+impl Gpu {
+    fn new(settings: &str) -> Self {
+        if std::env::var_os("BATCHLINE_REQUIRE_CUDA").is_some() {
+            return Self { fake: None };
         }
+        // The real one, too, takes ordinary memory for copies that go on after the call.
+        Self { fake: Some(Fake::start(&format!("devices=1,pageable=1,{settings}"))) }
+    }
+
+    fn device(&self) -> Device {
+        Device::cuda(0).unwrap()
+    }
+}
+
+impl Drop for Gpu {
+    /// Nothing was used after it was given back.
+    fn drop(&mut self) {
+        if let Some(fake) = self.fake.as_ref().filter(|_| !std::thread::panicking()) {
+            assert_eq!(fake.violations(), [""; 0]);
+        }
+    }
+}
+
+/// The suite that every device passes, in different orders of the streams.
+#[test]
+fn conformance() {
+    for seed in 0..3 {
+        let gpu = Gpu::new(&format!("random_latency_us=100,seed={seed}"));
+        conformance::run_all(&|| gpu.device());
     }
 }
 
@@ -62,7 +87,8 @@ fn eventually(what: &str, condition: impl Fn() -> bool) {
 /// A user's stream is far behind; each batch is bound to it, read by it, and dropped at once.
 #[test]
 fn an_output_is_rewritten_only_behind_the_users_stream() {
-    let Some(device) = device() else { return };
+    let gpu = Gpu::new("random_latency_us=50");
+    let device = gpu.device();
     let memory = MemoryManager::new(&device);
     let driver = Driver::load();
     // Page-locked memory and streams need a context on this thread: any use of the device makes one.
@@ -103,7 +129,8 @@ fn an_output_is_rewritten_only_behind_the_users_stream() {
 /// The consumer's own stream, as `get_batch` orders it, needs no binding.
 #[test]
 fn a_device_for_a_users_stream_delivers_in_its_order() {
-    let Some(first) = device() else { return };
+    let gpu = Gpu::new("random_latency_us=50");
+    let first = gpu.device();
     let driver = Driver::load();
     let _context = MemoryManager::new(&first).upload(&[1u8; 16], &[16]).unwrap();
     let stream = driver.stream();
@@ -130,10 +157,11 @@ fn a_device_for_a_users_stream_delivers_in_its_order() {
     }
 }
 
-/// A slot whose copy has not run is not filled again, however long that takes.
+/// A chain of an own operation and a transfer, behind work on a user's stream.
 #[test]
-fn a_slot_stays_in_flight_until_its_copy_has_run() {
-    let Some(device) = device() else { return };
+fn custom_work_is_called_with_the_segments_stream() {
+    let gpu = Gpu::new("random_latency_us=50");
+    let device = gpu.device();
     let memory = MemoryManager::new(&device);
     let driver = Driver::load();
     let _context = memory.upload(&[1u8; 16], &[16]).unwrap();
@@ -174,7 +202,8 @@ fn a_slot_stays_in_flight_until_its_copy_has_run() {
 /// Custom work that holds our own stream: what comes behind it stays in flight, with its memory.
 #[test]
 fn nothing_is_given_back_before_the_device_is_done() {
-    let Some(device) = device() else { return };
+    let gpu = Gpu::new("random_latency_us=50");
+    let device = gpu.device();
     let memory = MemoryManager::new(&device);
     let pool = StagingBufferPool::with_buffer_size(&memory, 1, 1 << 12).unwrap();
     let commands = CommandBufferPool::new(&memory, 2).unwrap();
@@ -211,9 +240,6 @@ fn nothing_is_given_back_before_the_device_is_done() {
 #[test]
 fn a_lost_context_is_told_to_everybody() {
     const CHILD: &str = "BATCHLINE_TEST_LOST_CONTEXT";
-    if device().is_none() {
-        return;
-    }
     if std::env::var_os(CHILD).is_none() {
         let name = "a_lost_context_is_told_to_everybody";
         let child = std::process::Command::new(std::env::current_exe().unwrap())
@@ -226,7 +252,8 @@ fn a_lost_context_is_told_to_everybody() {
         assert!(child.status.success(), "{out}{err}");
         return;
     }
-    let device = device().unwrap();
+    let gpu = Gpu::new("");
+    let device = gpu.device();
     let memory = MemoryManager::new(&device);
     let config = builder(&memory).prefetch_depth(2).build().unwrap();
     let loader = AsyncDataLoader::new(numbers(1 << 20), config).unwrap();
@@ -239,8 +266,8 @@ fn a_lost_context_is_told_to_everybody() {
         Ok(())
     };
     buffer.custom(Custom::Cuda(Box::new(work)), &[batch.input_tensor()], &[]).unwrap();
-    let submission = buffer.execute().unwrap();
-    let error = submission.wait().unwrap_err();
+    // It may be noticed already when the submission ends.
+    let error = buffer.execute().and_then(|submission| submission.wait()).unwrap_err();
     assert!(error.is_device_lost(), "{}", error.chain());
     // Everybody hears of it, now and later.
     let began = Instant::now();
@@ -260,4 +287,111 @@ fn a_lost_context_is_told_to_everybody() {
     loader.stop().unwrap();
     assert!(began.elapsed() < Duration::from_secs(10));
     drop(loader);
+}
+
+/// A small run of the loader, every byte checked: the batches that came.
+fn run(device: &Device) -> Result<u64, Error> {
+    let memory = MemoryManager::new(device);
+    let config = builder(&memory).convert(DType::F32, Conversion::new().normalize(&[1.0], &[2.0]));
+    let loader = AsyncDataLoader::new(numbers(20), config.build()?)?;
+    loader.start()?;
+    let mut number = 0;
+    while let Some(batch) = loader.get_batch()? {
+        let expected: Vec<f32> =
+            expected(number).into_iter().map(|byte| (f32::from(byte) - 1.0) / 2.0).collect();
+        assert_eq!(batch.input_tensor().to_vec::<f32>()?, expected, "batch {number}");
+        number += 1;
+    }
+    loader.stop()?;
+    Ok(number)
+}
+
+/// Each call of the driver fails once, before it did anything, after it did, and for good: an error
+/// that says so or all batches, never a hang, a wrong byte, or memory that is used again too early.
+#[test]
+fn any_call_of_the_driver_may_fail() {
+    if std::env::var_os("BATCHLINE_REQUIRE_CUDA").is_some() {
+        return;
+    }
+    let calls = {
+        let fake = Fake::start("devices=1,pageable=1,seed=1");
+        let device = Device::cuda(0).unwrap();
+        assert_eq!(run(&device).unwrap(), 5);
+        drop(device);
+        assert_eq!(fake.violations(), [""; 0]);
+        assert_eq!(fake.live(), fake_cuda::Live::default(), "nothing is left behind");
+        fake.calls(None)
+    };
+    assert!(calls > 100, "{calls} calls");
+    for when in [When::Before, When::After, When::Lose] {
+        for nth in 1..=calls {
+            let fake = Fake::start("devices=1,pageable=1,seed=1,random_latency_us=20");
+            fake.fail(None, nth, codes::UNKNOWN, when);
+            match Device::cuda(0).and_then(|device| run(&device)) {
+                Ok(batches) => assert_eq!(batches, 5, "call {nth} {when:?}"),
+                Err(error) => assert!(
+                    error.is_device_lost() || error.chain().contains("999"),
+                    "call {nth} {when:?}: {}",
+                    error.chain()
+                ),
+            }
+            assert_eq!(fake.violations(), [""; 0], "call {nth} {when:?}");
+        }
+    }
+}
+
+/// What a stranger sees where there is no GPU, no driver, or not the one asked for.
+#[test]
+fn devices_that_are_not_there_are_errors() {
+    let gpu = Gpu::new("");
+    let error = Device::cuda(99).unwrap_err().to_string();
+    assert!(error.starts_with("no cuda:99 device: the CUDA driver shows "), "{error}");
+    assert!(matches!(gpu.device().kind(), DeviceKind::Cuda));
+    if let Some(fake) = &gpu.fake {
+        fake.set("devices=0");
+        let error = Device::cuda(0).unwrap_err().to_string();
+        assert!(error.contains("shows no GPU") && error.contains("CUDA_VISIBLE_DEVICES"), "{error}");
+    }
+}
+
+/// The driver is called a few times per batch, and nothing is allocated, pinned or created.
+#[test]
+fn a_steady_state_makes_few_calls() {
+    if std::env::var_os("BATCHLINE_REQUIRE_CUDA").is_some() {
+        return;
+    }
+    let fake = Fake::start("devices=1,pageable=1");
+    let device = Device::cuda(0).unwrap();
+    let memory = MemoryManager::new(&device);
+    let loader = AsyncDataLoader::new(numbers(4000), builder(&memory).build().unwrap()).unwrap();
+    loader.start().unwrap();
+    let take = |batches: u64| {
+        for _ in 0..batches {
+            drop(loader.get_batch().unwrap().unwrap());
+        }
+    };
+    take(100);
+    let before = fake.all_calls();
+    take(800);
+    let after = fake.all_calls();
+    let made = |name: &str| {
+        let count = |calls: &std::collections::BTreeMap<String, u64>| {
+            calls.get(name).copied().unwrap_or(0)
+        };
+        count(&after) - count(&before)
+    };
+    for name in [
+        "cuMemAlloc_v2",
+        "cuMemHostAlloc",
+        "cuMemHostRegister_v2",
+        "cuEventCreate",
+        "cuStreamCreateWithPriority",
+    ] {
+        assert_eq!(made(name), 0, "{name}");
+    }
+    // Looks at events come as often as somebody waits.
+    let looks = made("cuEventQuery") + made("cuCtxGetCurrent");
+    let all: u64 = after.values().sum::<u64>() - before.values().sum::<u64>();
+    let per_batch = (all - looks) as f64 / 800.0;
+    assert!(per_batch <= 8.0, "{per_batch} calls per batch: {after:?}");
 }

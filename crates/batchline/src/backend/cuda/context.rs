@@ -31,8 +31,9 @@ pub(super) fn count(driver: &Driver) -> Result<usize> {
     let mut count: c_int = 0;
     // SAFETY: `count` is a place for the answer.
     let code = unsafe { (driver.cuDeviceGetCount)(&raw mut count) };
+    told(driver, "cuda", "counting the GPUs", code)?;
     let count = usize::try_from(count).unwrap_or(0);
-    if code != code::SUCCESS || count == 0 {
+    if count == 0 {
         return Err(Error::NoDevice {
             wanted: "cuda".to_owned(),
             reason: "the CUDA driver shows no GPU to this process".to_owned(),
@@ -42,25 +43,40 @@ pub(super) fn count(driver: &Driver) -> Result<usize> {
     Ok(count)
 }
 
+/// An error for a device that can't be opened, as the driver would not do something.
+fn told(driver: &Driver, wanted: &str, what: &str, code: Code) -> Result<()> {
+    if code == code::SUCCESS {
+        return Ok(());
+    }
+    Err(Error::NoDevice {
+        wanted: wanted.to_owned(),
+        reason: format!("{what} failed: {}", driver.text(code)),
+        remedy: "look at nvidia-smi: another process may hold the device or its memory".to_owned(),
+    })
+}
+
 /// What a device is, without opening it.
 pub(super) fn describe(driver: &Driver, ordinal: usize) -> Result<(DeviceId, DeviceInfo)> {
     let count = count(driver)?;
     let mut device: DeviceId = 0;
     let place = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
     // SAFETY: `device` is a place for the answer.
-    if unsafe { (driver.cuDeviceGet)(&raw mut device, place) } != code::SUCCESS {
-        return Err(Error::NoDevice {
-            wanted: format!("cuda:{ordinal}"),
-            reason: format!("the CUDA driver shows {count} GPU(s) to this process"),
-            remedy: format!("take cuda:0 to cuda:{}", count - 1),
-        });
+    let code = unsafe { (driver.cuDeviceGet)(&raw mut device, place) };
+    let wanted = format!("cuda:{ordinal}");
+    if code != code::SUCCESS && ordinal >= count {
+        let reason = format!("the CUDA driver shows {count} GPU(s) to this process");
+        let remedy = format!("take cuda:0 to cuda:{}", count - 1);
+        return Err(Error::NoDevice { wanted, reason, remedy });
     }
+    told(driver, &wanted, "finding it", code)?;
     let mut name: [c_char; 256] = [0; 256];
     // SAFETY: the buffer is as long as said.
-    unsafe { (driver.cuDeviceGetName)(name.as_mut_ptr(), 256, device) };
+    let code = unsafe { (driver.cuDeviceGetName)(name.as_mut_ptr(), 256, device) };
+    told(driver, &wanted, "asking for its name", code)?;
     let mut bytes = 0usize;
     // SAFETY: `bytes` is a place for the answer.
-    unsafe { (driver.cuDeviceTotalMem_v2)(&raw mut bytes, device) };
+    let code = unsafe { (driver.cuDeviceTotalMem_v2)(&raw mut bytes, device) };
+    told(driver, &wanted, "asking for its memory", code)?;
     let info = DeviceInfo {
         kind: DeviceKind::Cuda,
         name: format!("cuda:{ordinal}: {}", text(&name)),
@@ -85,15 +101,8 @@ impl Context {
         let (device, info) = describe(driver, ordinal)?;
         let mut raw = driver::Context::NULL;
         // SAFETY: `raw` is a place for the answer.
-        let retained = unsafe { (driver.cuDevicePrimaryCtxRetain)(&raw mut raw, device) };
-        if retained != code::SUCCESS {
-            return Err(Error::NoDevice {
-                wanted: format!("cuda:{ordinal}"),
-                reason: format!("{} cannot be opened: {}", info.name, driver.text(retained)),
-                remedy: "look at nvidia-smi: another process may hold its memory or the device"
-                    .to_owned(),
-            });
-        }
+        let code = unsafe { (driver.cuDevicePrimaryCtxRetain)(&raw mut raw, device) };
+        told(driver, &format!("cuda:{ordinal}"), "opening it", code)?;
         let mut bus: [c_char; 32] = [0; 32];
         // SAFETY: the buffer is as long as said.
         unsafe { (driver.cuDeviceGetPCIBusId)(bus.as_mut_ptr(), 32, device) };
