@@ -1,6 +1,7 @@
 //! Ordinary memory of the process.
 #![allow(unsafe_code, reason = "promises that its memory is valid")]
 
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -9,13 +10,28 @@ use memmap2::MmapMut;
 use crate::backend::{DeviceMemory, StagingMemory};
 use crate::{Error, Result};
 
-/// Pages of the system: zeroed when they are first touched, by whichever worker that is.
+/// So much memory is had from the system in large pages.
+const MUCH: usize = 8 << 20;
+
+/// The alignment of all memory that is handed out.
+const PAGE: usize = 4096;
+
+/// Plain bytes, zeroed when they are first touched, by whichever worker that is.
 #[derive(Debug)]
 pub(crate) struct HostMemory {
     ptr: NonNull<u8>,
     len: usize,
-    /// Keeps the pages.
-    _pages: MmapMut,
+    origin: Origin,
+}
+
+#[derive(Debug)]
+enum Origin {
+    /// Pages of the system. Large ones are found in a fraction of the time; for little memory,
+    /// clearing a whole one takes longer.
+    Mapped { _pages: MmapMut },
+    /// The allocator's, which may have pages at hand. With the alignment that it gives by itself:
+    /// for a larger one it would clear them at once, and by hand.
+    Allocated { base: NonNull<u8>, layout: Layout },
 }
 
 impl HostMemory {
@@ -25,17 +41,32 @@ impl HostMemory {
             operation: "allocating host memory",
             source: Arc::new(source),
         };
-        let too_large = |_| out_of_memory(std::io::ErrorKind::OutOfMemory.into());
-        let len = usize::try_from(bytes.max(1)).map_err(too_large)?;
-        let mut pages = MmapMut::map_anon(len).map_err(out_of_memory)?;
-        // Large pages are found in a fraction of the time; for little memory, clearing a whole one
-        // takes longer. Where the system has none, the usual ones do.
-        #[cfg(target_os = "linux")]
-        if len >= 8 << 20 {
+        let none = || out_of_memory(std::io::ErrorKind::OutOfMemory.into());
+        let len = usize::try_from(bytes.max(1)).map_err(|_| none())?;
+        if len >= MUCH {
+            let mut pages = MmapMut::map_anon(len).map_err(out_of_memory)?;
+            // Where the system has no large pages, the usual ones do.
+            #[cfg(target_os = "linux")]
             let _ = pages.advise(memmap2::Advice::HugePage);
+            let ptr = NonNull::from(&mut pages[..]).cast();
+            return Ok(Self { ptr, len, origin: Origin::Mapped { _pages: pages } });
         }
-        let ptr = NonNull::from(&mut pages[..]).cast();
-        Ok(Self { ptr, len, _pages: pages })
+        let layout = Layout::from_size_align(len + PAGE, 16).map_err(|_| none())?;
+        // SAFETY: the layout's size is at least a page.
+        let base = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(none)?;
+        let skip = base.as_ptr().align_offset(PAGE);
+        // SAFETY: less than a page, by which the allocation is longer than asked for.
+        let ptr = unsafe { base.add(skip) };
+        Ok(Self { ptr, len, origin: Origin::Allocated { base, layout } })
+    }
+}
+
+impl Drop for HostMemory {
+    fn drop(&mut self) {
+        if let Origin::Allocated { base, layout } = self.origin {
+            // SAFETY: allocated in `new` with this very layout, and freed only here.
+            unsafe { dealloc(base.as_ptr(), layout) }
+        }
     }
 }
 
@@ -44,7 +75,7 @@ unsafe impl Send for HostMemory {}
 // SAFETY: as above; `&HostMemory` gives out nothing but the address.
 unsafe impl Sync for HostMemory {}
 
-// SAFETY: the pages are initialised, `len` bytes long, aligned to themselves, and never move.
+// SAFETY: the bytes are initialised, `len` of them, aligned to a page, and never move.
 unsafe impl StagingMemory for HostMemory {
     fn ptr(&self) -> NonNull<u8> {
         self.ptr
