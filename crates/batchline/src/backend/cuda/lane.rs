@@ -20,6 +20,9 @@ const NON_BLOCKING: u32 = 1;
 /// `CU_EVENT_DISABLE_TIMING`.
 const DISABLE_TIMING: u32 = 2;
 
+/// Events that each stream has from the start; more are made when they are needed.
+const EVENTS: usize = 32;
+
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -50,7 +53,21 @@ impl Lane {
             (entered.driver().cuStreamCreateWithPriority)(&raw mut stream, NON_BLOCKING, 0)
         };
         entered.call("creating a stream", code)?;
-        Ok(Self::of(stream, true))
+        let lane = Self::of(stream, true);
+        if let Err(error) = lane.stock(entered) {
+            lane.close(entered);
+            return Err(error);
+        }
+        Ok(lane)
+    }
+
+    /// Makes the events that a loader needs, so that none is made while it runs.
+    fn stock(&self, entered: &Entered<'_>) -> Result<()> {
+        let mut marks = self.marks.lock();
+        for _ in 0..EVENTS {
+            marks.spare.push(new_event(entered)?);
+        }
+        Ok(())
     }
 
     /// A user's stream.
