@@ -9,6 +9,16 @@ limit=600
 
 # The files that may hold `unsafe`, each with its reason.
 unsafe_files=(
+    "crates/batchline/src/backend/cuda/context.rs: calls the driver"
+    "crates/batchline/src/backend/cuda/driver.rs: loads the driver's library"
+    "crates/batchline/src/backend/cuda/execute.rs: calls the driver with addresses"
+    "crates/batchline/src/backend/cuda/kernels.rs: launches kernels"
+    "crates/batchline/src/backend/cuda/lane.rs: calls the driver"
+    "crates/batchline/src/backend/cuda/memory.rs: allocates, registers and frees"
+    "crates/batchline/src/backend/cuda/mod.rs: promises that commands are done as said"
+    "crates/batchline/src/backend/cuda/numa.rs: asks the system for near memory"
+    "crates/batchline/src/backend/cuda/queue.rs: takes a raw stream on a promise"
+    "crates/batchline/tests/cuda/driver.rs: calls the driver, as a user does"
     "crates/batchline/src/backend/host/execute.rs: commands name memory by address"
     "crates/batchline/src/backend/host/memory.rs: allocates and frees"
     "crates/batchline/src/backend/host/mod.rs: runs the commands of a segment"

@@ -148,26 +148,27 @@ impl Encoder<'_> {
         let (driver, stream, target) = (self.entered.driver(), self.stream, self.device(dst)?);
         let count = length(dst)? / element.len();
         self.issued = true;
-        // SAFETY: in each case the memory is kept until the fence has passed, and `count` elements
-        // are within it.
-        let code = unsafe {
-            match *element {
-                [a] => (driver.cuMemsetD8Async)(target, a, count, stream),
-                [a, b] => {
-                    let value = u16::from_ne_bytes([a, b]);
-                    (driver.cuMemsetD16Async)(target, value, count, stream)
-                }
-                [a, b, c, d] => {
-                    let value = u32::from_ne_bytes([a, b, c, d]);
-                    (driver.cuMemsetD32Async)(target, value, count, stream)
-                }
-                [a, b, c, d, e, f, g, h] => {
-                    let value = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
-                    let kernels = &self.backend.kernels;
-                    return kernels.fill(self.entered, stream, target, count as u64, value);
-                }
-                _ => return Err(Error::record("a fill", "elements have 1, 2, 4 or 8 bytes")),
+        // In each case the memory is kept until the fence has passed, and `count` elements are
+        // within it.
+        let code = match *element {
+            // SAFETY: as said.
+            [a] => unsafe { (driver.cuMemsetD8Async)(target, a, count, stream) },
+            [a, b] => {
+                let value = u16::from_ne_bytes([a, b]);
+                // SAFETY: as said.
+                unsafe { (driver.cuMemsetD16Async)(target, value, count, stream) }
             }
+            [a, b, c, d] => {
+                let value = u32::from_ne_bytes([a, b, c, d]);
+                // SAFETY: as said.
+                unsafe { (driver.cuMemsetD32Async)(target, value, count, stream) }
+            }
+            [a, b, c, d, e, f, g, h] => {
+                let value = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+                let kernels = &self.backend.kernels;
+                return kernels.fill(self.entered, stream, target, count as u64, value);
+            }
+            _ => return Err(Error::record("a fill", "elements have 1, 2, 4 or 8 bytes")),
         };
         self.entered.call("filling", code)
     }

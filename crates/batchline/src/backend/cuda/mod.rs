@@ -36,7 +36,8 @@
 //!
 //! `driver` is the library's entry points; `context` a process's part in a device; `lane` streams
 //! and events; `memory` device and page-locked memory (`numa` places it); `execute` turns commands
-//! into calls; `kernels` loads what `kernels.cu` was compiled to.
+//! into calls; `kernels` loads what `kernels.cu` was compiled to; `queue` is users' streams.
+#![allow(unsafe_code, reason = "promises to do as commanded")]
 
 mod context;
 mod driver;

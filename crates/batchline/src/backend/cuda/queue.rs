@@ -68,7 +68,7 @@ pub struct CudaCustom {
 impl ConsumerQueue for CudaStream {
     type Handle<'t> = CudaBinding;
 
-    fn bind<'t>(&self, tensor: &'t Tensor) -> Result<CudaBinding> {
+    fn bind(&self, tensor: &Tensor) -> Result<CudaBinding> {
         let core = tensor.device().core();
         core.check()?;
         let backend: &dyn std::any::Any = core.backend();
