@@ -17,7 +17,8 @@ fail() {
 
 # What is not committed yet may be checked too: nothing is published here. Without wgpu, which
 # takes longer to build than all the rest; that its files are in the package is seen below.
-cargo package --workspace --allow-dirty --quiet --no-default-features --features batchline/formats
+cargo package -p batchline -p batchline-cli --allow-dirty --quiet --no-default-features \
+    --features batchline/formats
 
 for crate in batchline batchline-cli; do
     mapfile -t packages < <(find "$out/package" -maxdepth 1 -name "$crate-[0-9]*.crate")

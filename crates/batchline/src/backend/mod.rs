@@ -208,7 +208,6 @@ impl Command<'_> {
 ///   with subnormal inputs and results taken as zero (some GPUs flush them), and the sum rounded
 ///   to the target as above.
 #[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
 pub struct ConvertSpec {
     /// The source's element type.
     pub from: DType,

@@ -16,10 +16,7 @@ type Code = u32;
 impl Driver {
     pub(crate) fn load() -> Self {
         // SAFETY: batchline has loaded it before.
-        Self(
-            unsafe { Library::new("libcuda.so.1").or_else(|_| Library::new("libcuda.so")) }
-                .unwrap(),
-        )
+        Self(unsafe { Library::new("libcuda.so.1") }.unwrap())
     }
 
     fn get<F>(&self, name: &str) -> Symbol<'_, F> {

@@ -75,13 +75,13 @@ fn conformance() {
     }
 }
 
-const WIDTH: u64 = 1 << 12;
+const WIDTH: u16 = 1 << 12;
 
 /// Samples whose bytes are all their number's lowest byte.
 fn numbers(
     len: u64,
 ) -> FnDataset<impl Fn(u64, &mut batchline::SampleMut<'_>) -> Result<(), batchline::BoxError>> {
-    let spec = SampleSpec::new(DType::U8, &[WIDTH]).unwrap();
+    let spec = SampleSpec::new(DType::U8, &[WIDTH.into()]).unwrap();
     FnDataset::new(len, spec, |index, sample: &mut batchline::SampleMut<'_>| {
         sample.input().fill(index.to_le_bytes()[0]);
         Ok(())
@@ -93,7 +93,7 @@ fn builder(memory: &MemoryManager) -> ConfigBuilder {
 }
 
 fn expected(batch: u64) -> Vec<u8> {
-    (batch * 4..batch * 4 + 4).flat_map(|row| vec![row.to_le_bytes()[0]; WIDTH as usize]).collect()
+    (batch * 4..batch * 4 + 4).flat_map(|row| vec![row.to_le_bytes()[0]; WIDTH.into()]).collect()
 }
 
 fn eventually(what: &str, condition: impl Fn() -> bool) {
@@ -123,7 +123,7 @@ fn an_output_is_rewritten_only_behind_the_users_stream() {
     for number in 0..3u64 {
         let batch = loader.get_batch().unwrap().unwrap();
         let bound = batch.bind(&stream).unwrap();
-        let bytes = driver.page_locked(bound.input().bytes as usize);
+        let bytes = driver.page_locked(4 * usize::from(WIDTH));
         driver.read(stream, bound.input().address, bytes);
         read.push((number, &*bytes));
     }
@@ -165,7 +165,7 @@ fn a_device_for_a_users_stream_delivers_in_its_order() {
     while let Some(batch) = loader.get_batch().unwrap() {
         // By way of a binding only for the address: the stream is known already.
         let bound = batch.bind(&stream).unwrap();
-        let bytes = driver.page_locked(bound.input().bytes as usize);
+        let bytes = driver.page_locked(4 * usize::from(WIDTH));
         driver.read(stream, bound.input().address, bytes);
         read.push((number, &*bytes));
         number += 1;
