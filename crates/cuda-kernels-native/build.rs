@@ -3,6 +3,8 @@
 use std::env;
 
 fn main() {
+    println!("cargo::rustc-check-cfg=cfg(native)");
+    println!("cargo::rerun-if-env-changed=BATCHLINE_REQUIRE_CXX");
     println!("cargo::rerun-if-changed=src/native.cpp");
     for file in ["device.cuh", "numbers.cuh", "kernels.cu"] {
         println!("cargo::rerun-if-changed=../batchline/src/backend/cuda/{file}");
@@ -11,7 +13,7 @@ fn main() {
     if env::var_os("HOST") != env::var_os("TARGET") {
         return;
     }
-    cc::Build::new()
+    let compiled = cc::Build::new()
         .cpp(true)
         // Nothing of it is used at run time.
         .cpp_link_stdlib(None)
@@ -24,5 +26,14 @@ fn main() {
         .flag_if_supported("-fno-exceptions")
         .flag_if_supported("-fno-rtti")
         .flag_if_supported("-Wno-unknown-pragmas")
-        .compile("batchline_kernels");
+        .try_compile("batchline_kernels");
+    match compiled {
+        Ok(()) => println!("cargo::rustc-cfg=native"),
+        // The tests say that they were skipped.
+        Err(error) => {
+            let required = env::var_os("BATCHLINE_REQUIRE_CXX").is_some_and(|value| value == "1");
+            assert!(!required, "BATCHLINE_REQUIRE_CXX is set, but: {error}");
+            println!("cargo::warning=no C++ compiler: the CUDA kernels are not tested");
+        }
+    }
 }

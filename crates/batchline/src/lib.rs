@@ -66,6 +66,7 @@
 //!
 //! | feature | default | what it brings |
 //! | --- | --- | --- |
+//! | `cuda` | yes | the CUDA device: NVIDIA GPUs; the driver is looked for at run time |
 //! | `wgpu` | yes | the wgpu device: Metal, Vulkan, DX12 |
 //! | `formats` | yes | IDX and npy files, and `synthetic:` data to measure with |
 //! | `async` | no | [`AsyncDataLoader::stream`](AsyncDataLoader), a `Stream` that wakes without polling |

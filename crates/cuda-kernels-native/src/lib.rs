@@ -10,6 +10,10 @@ use std::ptr;
 use batchline::DType;
 use batchline::backend::{ChannelOrder, ConvertSpec};
 
+/// Whether there was a C++ compiler. Without it no kernel is known.
+pub const BUILT: bool = cfg!(native);
+
+#[cfg(native)]
 unsafe extern "C" {
     fn batchline_native_launch(
         name: *const c_char,
@@ -17,6 +21,18 @@ unsafe extern "C" {
         block: *const u32,
         parameters: *const *mut c_void,
     ) -> bool;
+}
+
+/// # Safety
+/// Nothing is asked for, as nothing is done.
+#[cfg(not(native))]
+unsafe fn batchline_native_launch(
+    _: *const c_char,
+    _: *const u32,
+    _: *const u32,
+    _: *const *mut c_void,
+) -> bool {
+    false
 }
 
 /// Runs the kernel of this name, one thread after another; false where there is none.

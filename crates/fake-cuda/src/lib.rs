@@ -85,4 +85,7 @@ pub mod codes;
 mod driver;
 mod fake;
 
+/// Whether the kernels of batchline are known: not where there was no C++ compiler.
+pub const KERNELS: bool = cuda_kernels_native::BUILT;
+
 pub use fake::{Fake, Live, Stream, When, folder};

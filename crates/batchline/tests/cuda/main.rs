@@ -49,6 +49,18 @@ impl Drop for Gpu {
     }
 }
 
+/// Whether there is neither a GPU, as far as is said, nor a C++ compiler to make kernels for the
+/// pretended one.
+fn no_kernels() -> bool {
+    let none = !fake_cuda::KERNELS && std::env::var_os("BATCHLINE_REQUIRE_CUDA").is_none();
+    if none {
+        // Past the capture of the test harness, so that it is seen.
+        let line = b"skipped: no C++ compiler to make the kernels with\n";
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line);
+    }
+    none
+}
+
 /// Runs a test again in a process of its own, where this is true.
 fn in_a_child(test: &str) -> bool {
     const CHILD: &str = "BATCHLINE_TEST_CHILD";
@@ -69,6 +81,9 @@ fn in_a_child(test: &str) -> bool {
 /// The suite that every device passes, in different orders of the streams.
 #[test]
 fn conformance() {
+    if no_kernels() {
+        return;
+    }
     for seed in 0..3 {
         let gpu = Gpu::new(&format!("random_latency_us=100,seed={seed}"));
         conformance::run_all(&|| gpu.device());
@@ -107,6 +122,9 @@ fn eventually(what: &str, condition: impl Fn() -> bool) {
 /// A user's stream is far behind; each batch is bound to it, read by it, and dropped at once.
 #[test]
 fn an_output_is_rewritten_only_behind_the_users_stream() {
+    if no_kernels() {
+        return;
+    }
     let gpu = Gpu::new("random_latency_us=50");
     let device = gpu.device();
     let memory = MemoryManager::new(&device);
@@ -149,6 +167,9 @@ fn an_output_is_rewritten_only_behind_the_users_stream() {
 /// The consumer's own stream, as `get_batch` orders it, needs no binding.
 #[test]
 fn a_device_for_a_users_stream_delivers_in_its_order() {
+    if no_kernels() {
+        return;
+    }
     let gpu = Gpu::new("random_latency_us=50");
     let first = gpu.device();
     let driver = Driver::load();
@@ -180,6 +201,9 @@ fn a_device_for_a_users_stream_delivers_in_its_order() {
 /// A chain of an own operation and a transfer, behind work on a user's stream.
 #[test]
 fn custom_work_is_called_with_the_segments_stream() {
+    if no_kernels() {
+        return;
+    }
     let gpu = Gpu::new("random_latency_us=50");
     let device = gpu.device();
     let memory = MemoryManager::new(&device);
@@ -222,6 +246,9 @@ fn custom_work_is_called_with_the_segments_stream() {
 /// Custom work that holds our own stream: what comes behind it stays in flight, with its memory.
 #[test]
 fn nothing_is_given_back_before_the_device_is_done() {
+    if no_kernels() {
+        return;
+    }
     let gpu = Gpu::new("random_latency_us=50");
     let device = gpu.device();
     let memory = MemoryManager::new(&device);
@@ -259,6 +286,9 @@ fn nothing_is_given_back_before_the_device_is_done() {
 /// process, so this runs in a process of its own.
 #[test]
 fn a_lost_context_is_told_to_everybody() {
+    if no_kernels() {
+        return;
+    }
     if !in_a_child("a_lost_context_is_told_to_everybody") {
         return;
     }
@@ -320,6 +350,9 @@ fn run(device: &Device) -> Result<u64, Error> {
 /// that says so or all batches, never a hang, a wrong byte, or memory that is used again too early.
 #[test]
 fn any_call_of_the_driver_may_fail() {
+    if no_kernels() {
+        return;
+    }
     if std::env::var_os("BATCHLINE_REQUIRE_CUDA").is_some() {
         return;
     }
@@ -353,6 +386,9 @@ fn any_call_of_the_driver_may_fail() {
 /// What a stranger sees where there is no GPU, no driver, or not the one asked for.
 #[test]
 fn devices_that_are_not_there_are_errors() {
+    if no_kernels() {
+        return;
+    }
     let gpu = Gpu::new("");
     let error = Device::cuda(99).unwrap_err().to_string();
     assert!(error.starts_with("no cuda:99 device: the CUDA driver shows "), "{error}");
@@ -362,6 +398,9 @@ fn devices_that_are_not_there_are_errors() {
 /// The driver is asked once in a process, so this has one of its own.
 #[test]
 fn a_driver_without_a_gpu_is_an_error() {
+    if no_kernels() {
+        return;
+    }
     if std::env::var_os("BATCHLINE_REQUIRE_CUDA").is_some()
         || !in_a_child("a_driver_without_a_gpu_is_an_error")
     {
@@ -379,6 +418,9 @@ fn a_driver_without_a_gpu_is_an_error() {
 /// The driver is called a few times per batch, and nothing is allocated, pinned or created.
 #[test]
 fn a_steady_state_makes_few_calls() {
+    if no_kernels() {
+        return;
+    }
     if std::env::var_os("BATCHLINE_REQUIRE_CUDA").is_some() {
         return;
     }
