@@ -82,7 +82,7 @@ BREAKS = [
      "let workers = self.threads.join(timeout);", "let workers = self.threads.join(Duration::ZERO) * 0;",
      "endings", "every_ending_at_every_stage"),
     (9, "a worker's panic is swallowed", "loader/worker.rs",
-     ".unwrap_or_else(|panic| Err(Error::panicked(\"the source\", &*panic).into()))",
+     ".unwrap_or_else(|panic| Err(Error::panicked(who, &*panic).into()))",
      ".unwrap_or_else(|panic| std::panic::resume_unwind(panic))",
      "endings", "every_ending_at_every_stage"),
     (9, "the error that comes first wins, whatever its row", "loader/ticket.rs",

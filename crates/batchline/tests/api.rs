@@ -120,3 +120,22 @@ fn names_are_aligned_where_a_width_is_asked_for() {
     assert_eq!(format!("{:>5}|{:<5}|", DType::F32, DType::Bool), "  f32|bool |");
     assert_eq!(format!("{:6}|{:10}|", DeviceKind::Host, Bottleneck::Workers), "host  |workers   |");
 }
+
+/// A sampler may be chosen at run time.
+#[test]
+fn samplers_are_forwarded() {
+    let shuffled: Box<dyn batchline::Sampler> = Box::new(batchline::Shuffled::new(10, 3));
+    let shared = std::sync::Arc::new(batchline::Shuffled::new(10, 3));
+    let mut indices = [0; 10];
+    batchline::Sampler::indices(&shuffled, 1, 0, &mut indices);
+    for (position, index) in (0..).zip(indices) {
+        assert_eq!(batchline::Sampler::index(&shared, 1, position), index);
+    }
+    assert_eq!(
+        batchline::Sampler::fingerprint(&shuffled),
+        batchline::Sampler::fingerprint(&shared)
+    );
+    let device = batchline::Device::host();
+    let config = batchline::AsyncDataLoaderConfig::builder().batch_size(2).device(device);
+    assert!(config.sampler(shuffled).build().is_ok());
+}

@@ -52,7 +52,7 @@ impl Pipeline {
                 }
                 (Task::Fill(place, mut claim), Feed::Dataset { dataset, sampler, .. }) => {
                     crate::trace::span!("fill", epoch = place.epoch, batch = place.batch);
-                    let found = contain(|| {
+                    let found = contain("the sampler", || {
                         look_up(&**sampler, place, &claim, &mut indices);
                         Ok(())
                     });
@@ -120,7 +120,9 @@ impl Pipeline {
         place: Place,
         mut rows: Rows<'_>,
     ) -> Outcome {
-        if contain(|| Ok(self.copy_rows(dataset, indices, &mut rows))).unwrap_or(false) {
+        if contain("the data set", || Ok(self.copy_rows(dataset, indices, &mut rows)))
+            .unwrap_or(false)
+        {
             return Outcome::default();
         }
         let mut outcome = Outcome::default();
@@ -218,7 +220,7 @@ impl Pipeline {
         crate::trace::span!("fill", epoch = place.epoch, batch = place.batch);
         let mut rows = claim.rows();
         // Bytes that the user owns: they may change their number.
-        let copied = contain(|| {
+        let copied = contain("the source", || {
             for (number, tensor) in batch.tensors().enumerate() {
                 rows.all(number).copy_from_slice(tensor.bytes());
             }
@@ -250,7 +252,7 @@ impl Pipeline {
                 source: error.into(),
             };
             if !opener.begun {
-                contain(|| source.reset()).map_err(|error| failed(opener, error))?;
+                contain("the source", || source.reset()).map_err(|error| failed(opener, error))?;
                 opener.begun = true;
                 self.pass_over(source, size, opener).map_err(|error| failed(opener, error))?;
             }
@@ -376,14 +378,14 @@ impl Pipeline {
             ErrorPolicy::Retry { times, backoff } if self.can_retry() => (times, backoff),
             _ => (0, Duration::ZERO),
         };
-        let mut result = contain(&mut call);
+        let mut result = contain("the source", &mut call);
         for _ in 0..times {
             if result.is_ok() || self.ring.sleep(backoff) {
                 break;
             }
             self.counters.retries.fetch_add(1, Ordering::Relaxed);
             backoff = backoff.saturating_mul(2);
-            result = contain(&mut call);
+            result = contain("the source", &mut call);
         }
         result
     }
@@ -410,11 +412,14 @@ fn look_up(sampler: &dyn Sampler, place: Place, claim: &Claim, indices: &mut Vec
     }
 }
 
-fn contain<R>(call: impl FnOnce() -> Result<R, BoxError>) -> Result<R, BoxError> {
+fn contain<R>(
+    who: &'static str,
+    call: impl FnOnce() -> Result<R, BoxError>,
+) -> Result<R, BoxError> {
     // What user code leaves half done in its own state is its own affair; the rows it wrote are
     // written again or left out.
     catch_unwind(AssertUnwindSafe(call))
-        .unwrap_or_else(|panic| Err(Error::panicked("the source", &*panic).into()))
+        .unwrap_or_else(|panic| Err(Error::panicked(who, &*panic).into()))
 }
 
 fn skipped(epoch: u64, batch: u64, sample: Option<u64>, error: &Error) -> Skipped {

@@ -54,6 +54,31 @@ pub trait Sampler: Send + Sync {
     fn fingerprint(&self) -> u64;
 }
 
+macro_rules! forward_sampler {
+    ($($pointer:ty),*) => {$(
+        #[deny(clippy::missing_trait_methods)]
+        impl<S: Sampler + ?Sized> Sampler for $pointer {
+            fn len(&self) -> u64 {
+                (**self).len()
+            }
+            fn is_empty(&self) -> bool {
+                (**self).is_empty()
+            }
+            fn index(&self, epoch: u64, position: u64) -> u64 {
+                (**self).index(epoch, position)
+            }
+            fn indices(&self, epoch: u64, first: u64, indices: &mut [u64]) {
+                (**self).indices(epoch, first, indices);
+            }
+            fn fingerprint(&self) -> u64 {
+                (**self).fingerprint()
+            }
+        }
+    )*};
+}
+
+forward_sampler!(Box<S>, std::sync::Arc<S>);
+
 /// Every sample once, in the data set's own order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sequential {

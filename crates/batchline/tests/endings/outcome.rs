@@ -76,7 +76,7 @@ fn fail(scene: &mut Scene, stage: Stage, ending: Ending) -> &'static str {
             "worker's",
         ),
         (Stage::Sampler, false) => {
-            ("sampler: batch 2 of epoch 0: the source panicked: no such luck", "sampler's")
+            ("sampler: batch 2 of epoch 0: the sampler panicked: no such luck", "sampler's")
         }
         (Stage::Pull, true) => ("source: batch 2 of epoch 0: no such luck", "source's"),
         (Stage::Pull, false) => {
