@@ -31,6 +31,8 @@ unsafe_files=(
     "crates/batchline/src/loader/slot.rs: gives several workers windows of one slot"
     "crates/batchline/src/loader/ticket.rs: deals the rows of a slot out, each once"
     "crates/batchline/src/memory/view.rs: slices of memory that a tensor keeps alive"
+    "crates/batchline/src/backend/gather.rs: implementors promise that memory stays readable"
+    "crates/batchline/src/memory/registered.rs: promises a backend that memory stays where it is"
     "crates/batchline/src/source/window.rs: disjoint windows of one batch"
     "crates/batchline/src/staging/buffer.rs: slices of page-locked memory"
     "crates/batchline/tests/allocations.rs: an allocator that counts"

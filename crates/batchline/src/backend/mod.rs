@@ -21,15 +21,20 @@
 
 use std::any::Any;
 use std::fmt;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use gather::{
+    GatherBy, GatherPart, GatherSpec, Gathers, MAX_PARTS, RegisteredMemory, RowSource,
+};
 pub use memory::{DeviceMemory, Direction, StagingMemory};
 
 use crate::{BoxError, DType, Error, Result};
 
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+mod gather;
 pub(crate) mod host;
 mod memory;
 #[cfg(feature = "wgpu")]
@@ -123,6 +128,10 @@ pub enum CommandKind {
     Fill,
     /// Between element types and layouts.
     Convert,
+    /// Rows, by [`GatherBy::Kernel`].
+    Gather,
+    /// Rows, by [`GatherBy::Copies`].
+    GatherCopies,
     /// The user's own work.
     Custom,
 }
@@ -172,6 +181,8 @@ pub enum Command<'a> {
         /// What to make of them.
         spec: &'a ConvertSpec,
     },
+    /// The targets become rows of the sources. Only where [`Backend::gathers`] says so.
+    Gather(GatherSpec<'a>),
     /// The user's own work. It is taken out of the option when it is enqueued, and must then be
     /// called once; a panic of it is an error of the segment.
     Custom {
@@ -193,6 +204,8 @@ impl Command<'_> {
             Command::Copy { .. } => CommandKind::Copy,
             Command::Fill { .. } => CommandKind::Fill,
             Command::Convert { .. } => CommandKind::Convert,
+            Command::Gather(GatherSpec { by: GatherBy::Kernel, .. }) => CommandKind::Gather,
+            Command::Gather(GatherSpec { by: GatherBy::Copies, .. }) => CommandKind::GatherCopies,
             Command::Custom { .. } => CommandKind::Custom,
         }
     }
@@ -386,6 +399,24 @@ pub unsafe trait Backend: Any + fmt::Debug + Send + Sync {
     /// # Errors
     /// The system has no such memory, or the device is lost.
     fn allocate_staging(&self, bytes: u64, direction: Direction) -> Result<Box<dyn StagingMemory>>;
+
+    /// What the device can gather by itself.
+    fn gathers(&self) -> Gathers {
+        Gathers::default()
+    }
+
+    /// Has the device read this memory of the host by itself from now on. It need not be aligned,
+    /// nor writable; the same memory may be registered several times.
+    ///
+    /// # Errors
+    /// The device can't, or not this memory; it is as before then. Or it is lost.
+    ///
+    /// # Safety
+    /// The memory is initialised, and stays where it is and unchanged until the value is dropped.
+    unsafe fn register(&self, memory: NonNull<[u8]>) -> Result<Box<dyn RegisteredMemory>> {
+        let _ = memory;
+        Err(Error::record("a registration", "this device does not read the host's memory"))
+    }
 
     /// The stream that commands of this kind run on, below [`MAX_STREAMS`].
     fn stream_of(&self, kind: CommandKind) -> StreamId;

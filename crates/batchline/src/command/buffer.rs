@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use super::convert::Conversion;
 use super::execute::execute;
+use super::gather::{Gather, GatherParts, Indices};
 use super::operation::{Operation, Span};
 use super::readback::{Arrival, Readback};
 use super::submission::{Completion, Submission, Work};
-use crate::backend::{Custom, DeviceKind, Direction};
+use crate::backend::{Custom, DeviceKind, Direction, GatherBy};
 use crate::memory::{Loan, MemoryManager, Patience, Pool, Tensor};
 use crate::staging::StagingBuffer;
 use crate::{Device, Element, Error, Result};
@@ -18,6 +19,8 @@ use crate::{Device, Element, Error, Result};
 #[derive(Debug, Default)]
 pub(crate) struct Recorder {
     operations: Vec<Operation>,
+    /// Staging buffers that several operations use.
+    slots: Vec<StagingBuffer>,
 }
 
 /// A recorder on loan, and what is recorded in it. Dropping it drops the operations, then returns
@@ -34,16 +37,29 @@ impl Recording {
         &mut self.0.operations
     }
 
+    /// The operations, and the slots that they name.
+    pub(crate) fn parts(&mut self) -> (&mut [Operation], &[StagingBuffer]) {
+        let Recorder { operations, slots } = &mut *self.0;
+        (operations, slots)
+    }
+
+    /// Gives the slots up: the device may go on reading them.
+    pub(crate) fn quarantine_slots(&mut self) {
+        self.0.slots.drain(..).for_each(StagingBuffer::quarantine);
+    }
+
     /// Notes that a submission owns the recorder and the operations from now on.
     pub(crate) fn take_off(&mut self) {
         self.0.take_off();
         self.0.operations.iter_mut().for_each(Operation::take_off);
+        self.0.slots.iter_mut().for_each(StagingBuffer::take_off);
     }
 }
 
 impl Drop for Recording {
     fn drop(&mut self) {
         self.0.operations.clear();
+        self.0.slots.clear();
     }
 }
 
@@ -238,6 +254,22 @@ impl CommandBuffer {
         let to = self.span(WHAT, dst, 0, dst.byte_len())?;
         check_apart(WHAT, &from, &to)?;
         self.record(Operation::Convert { src: from, dst: to, spec })
+    }
+
+    /// Keeps a slot with the numbers of `rows` rows, for [`gather`](Self::gather).
+    pub(crate) fn keep_indices(&mut self, slot: StagingBuffer, rows: u64) -> Indices {
+        let slots = &mut self.recording.0.slots;
+        slots.push(slot);
+        Indices { slot: slots.len() - 1, rows }
+    }
+
+    /// The targets become rows of the sources. The caller has seen to it that the device can do that,
+    /// that the numbers are below those of the sources' rows, and that all is of this device.
+    pub(crate) fn gather(&mut self, indices: &Indices, by: GatherBy, parts: GatherParts) {
+        if indices.rows > 0 && !parts.is_empty() {
+            let gather = Gather::new(indices, by, parts);
+            self.recording.operations().push(Operation::Gather(gather));
+        }
     }
 
     /// The user's own work, in order with the rest. It must not touch tensors that it does not

@@ -8,6 +8,7 @@ use super::operation::Operation;
 use super::submission::{Fences, Progress, Submission, Work, refuse};
 use crate::backend::{Fence, MAX_STREAMS, Segment, SubmitError};
 use crate::device::{Device, SubmitState};
+use crate::staging::StagingBuffer;
 use crate::{Error, Result};
 
 /// Hands `work` to the device.
@@ -34,9 +35,9 @@ pub(crate) fn execute(device: &Device, mut work: Work) -> Result<Submission> {
     }
     let outcome = {
         let mut work = record.work.lock();
-        let operations = work.as_mut().map(|work| &mut work.recording.operations()[..]);
-        let enqueue =
-            AssertUnwindSafe(|| enqueue(device, &mut submit.state, operations.unwrap_or_default()));
+        let (operations, slots) =
+            work.as_mut().map(|work| work.recording.parts()).unwrap_or_default();
+        let enqueue = AssertUnwindSafe(|| enqueue(device, &mut submit.state, operations, slots));
         // A driver that panics leaves it open what it has done.
         catch_unwind(enqueue).unwrap_or_else(|panic| {
             Err(SubmitError { error: Error::panicked("the backend", &*panic), enqueued: true })
@@ -68,6 +69,7 @@ fn enqueue(
     device: &Device,
     submit: &mut SubmitState,
     operations: &mut [Operation],
+    slots: &[StagingBuffer],
 ) -> Result<Fences, SubmitError> {
     for span in operations.iter().flat_map(Operation::writes) {
         if span.block().usage.lock().views > 0 {
@@ -85,7 +87,7 @@ fn enqueue(
 
         let fence = Fence { stream, value: submit.last[usize::from(stream)] + 1 };
         let after = dependencies(device, run, fence);
-        let commands = &mut run.iter_mut().map(Operation::command);
+        let commands = &mut run.iter_mut().map(|operation| operation.command(slots));
         backend.submit(Segment { fence, after: &after, commands }).map_err(|mut error| {
             // What is enqueued of this record already can't be called back.
             error.enqueued |= !ends.is_empty();

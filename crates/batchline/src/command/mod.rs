@@ -11,6 +11,7 @@
 mod buffer;
 mod convert;
 mod execute;
+mod gather;
 mod operation;
 mod pool;
 mod readback;
@@ -22,3 +23,5 @@ pub use convert::Conversion;
 pub use pool::{BatchOperation, CommandBufferPool, CommandPoolStats};
 pub use readback::Readback;
 pub use submission::Submission;
+
+pub(crate) use gather::{GatherParts, Source};

@@ -1,5 +1,6 @@
 //! One recorded operation, with all the memory that it touches.
 
+use super::gather::Gather;
 use super::readback::Arrival;
 use crate::Error;
 use crate::backend::{Command, CommandKind, ConvertSpec, Custom, Region};
@@ -14,6 +15,7 @@ pub(crate) enum Operation {
     Copy { src: Span, dst: Span },
     Fill { dst: Span, element: [u8; 8], size: usize },
     Convert { src: Span, dst: Span, spec: ConvertSpec },
+    Gather(Gather),
     Custom { work: Option<Custom>, reads: Vec<Span>, writes: Vec<Span> },
 }
 
@@ -44,9 +46,14 @@ impl Span {
         self.hold.storage().block()
     }
 
-    fn region(&self) -> Region<'_> {
+    pub(super) fn region(&self) -> Region<'_> {
         let memory = self.block().memory();
         Region { memory, offset: self.offset, len: self.len }
+    }
+
+    /// Notes that a submission owns it from now on.
+    pub(super) fn take_off(&mut self) {
+        self.share = None;
     }
 
     pub(crate) fn overlaps(&self, other: &Span) -> bool {
@@ -64,6 +71,7 @@ impl Operation {
             Operation::Copy { .. } => CommandKind::Copy,
             Operation::Fill { .. } => CommandKind::Fill,
             Operation::Convert { .. } => CommandKind::Convert,
+            Operation::Gather(gather) => gather.kind(),
             Operation::Custom { .. } => CommandKind::Custom,
         }
     }
@@ -74,6 +82,7 @@ impl Operation {
             Operation::Download { src, .. }
             | Operation::Copy { src, .. }
             | Operation::Convert { src, .. } => std::slice::from_ref(src),
+            Operation::Gather(gather) => gather.reads(),
             Operation::Custom { reads, .. } => reads,
             Operation::Upload { .. } | Operation::Fill { .. } => &[],
         }
@@ -86,13 +95,15 @@ impl Operation {
             | Operation::Copy { dst, .. }
             | Operation::Fill { dst, .. }
             | Operation::Convert { dst, .. } => std::slice::from_ref(dst),
+            Operation::Gather(gather) => gather.writes(),
             Operation::Custom { writes, .. } => writes,
             Operation::Download { .. } => &[],
         }
     }
 
-    /// The command for the backend.
-    pub(crate) fn command(&mut self) -> Command<'_> {
+    /// The command for the backend. `slots` are those that the command buffer keeps for all its
+    /// operations.
+    pub(crate) fn command<'c>(&'c mut self, slots: &'c [StagingBuffer]) -> Command<'c> {
         match self {
             Operation::Upload { src, src_offset, dst } => {
                 Command::Upload { src: src.memory(), src_offset: *src_offset, dst: dst.region() }
@@ -108,6 +119,7 @@ impl Operation {
             Operation::Convert { src, dst, spec } => {
                 Command::Convert { src: src.region(), dst: dst.region(), spec }
             }
+            Operation::Gather(gather) => Command::Gather(gather.spec(slots)),
             Operation::Custom { work, reads, writes } => Command::Custom {
                 work,
                 reads: reads.iter().map(Span::region).collect(),
@@ -121,15 +133,17 @@ impl Operation {
         match self {
             Operation::Upload { src, dst, .. } => {
                 src.take_off();
-                dst.share = None;
+                dst.take_off();
             }
-            Operation::Fill { dst, .. } => dst.share = None,
-            Operation::Download { src, .. } => src.share = None,
+            Operation::Fill { dst, .. } => dst.take_off(),
+            Operation::Download { src, .. } => src.take_off(),
             Operation::Copy { src, dst } | Operation::Convert { src, dst, .. } => {
-                (src.share, dst.share) = (None, None);
+                src.take_off();
+                dst.take_off();
             }
+            Operation::Gather(gather) => gather.take_off(),
             Operation::Custom { reads, writes, .. } => {
-                reads.iter_mut().chain(writes).for_each(|span| span.share = None);
+                reads.iter_mut().chain(writes).for_each(Span::take_off);
             }
         }
     }
@@ -141,6 +155,7 @@ impl Operation {
         }
         match self {
             Operation::Upload { src, .. } => src.quarantine(),
+            Operation::Gather(gather) => gather.quarantine(),
             Operation::Download { dst, arrive, .. } => {
                 dst.quarantine();
                 arrive.arrive(Err(error.clone()));

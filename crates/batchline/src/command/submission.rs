@@ -106,6 +106,9 @@ impl Record {
                     _ => operation.finish(&result),
                 }));
             }
+            if result.is_err() && quarantine {
+                recording.quarantine_slots();
+            }
             drop(recording);
             for completion in completions {
                 let outcome = result.clone();
@@ -122,6 +125,7 @@ impl Record {
             for operation in recording.operations().drain(..) {
                 contain("a dropped operation", || operation.quarantine(&error));
             }
+            recording.quarantine_slots();
             refuse(completions, &error);
         }
         self.done_with(Err(error));

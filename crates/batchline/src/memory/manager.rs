@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::block::{DeviceBlock, StagingBlock};
 use super::pool::Patience;
-use super::shelf::{Lease, Shelf};
+use super::shelf::{Lease, Reservation, Shelf};
 use super::storage::{Share, Storage};
 use super::tensor::Tensor;
 use crate::backend::Direction;
@@ -64,6 +64,7 @@ pub struct MemoryManager {
 
 pub(crate) type DeviceLease = Lease<DeviceBlock>;
 pub(crate) type StagingLease = Lease<StagingBlock>;
+pub(crate) type StagingReservation = Reservation<StagingBlock>;
 
 #[derive(Debug)]
 struct Shared {
@@ -191,6 +192,11 @@ impl MemoryManager {
         let core = self.device().core();
         let make = |capacity| StagingBlock::new(core, capacity, direction);
         self.shared.staging.lend(bytes, direction as u8, patience, make)
+    }
+
+    /// Counts memory of others as page-locked.
+    pub(crate) fn reserve_staging(&self, bytes: u64) -> Result<StagingReservation> {
+        self.shared.staging.reserve(bytes)
     }
 
     /// How many upload buffers of `bytes` fit at most, an eighth being left for reading back.

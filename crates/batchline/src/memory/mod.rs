@@ -3,6 +3,7 @@
 mod block;
 mod manager;
 mod pool;
+mod registered;
 mod shelf;
 mod storage;
 mod tensor;
@@ -17,4 +18,5 @@ pub use view::{ConsumerQueue, Host, HostView};
 pub(crate) use block::DeviceBlock;
 pub(crate) use manager::StagingLease;
 pub(crate) use pool::{Loan, Patience, Pool};
+pub(crate) use registered::Registered;
 pub(crate) use storage::{Held, Hold, Share, Storage};

@@ -169,6 +169,43 @@ impl<B: Block> Shelf<B> {
         }
     }
 
+    /// Counts memory that is not the shelf's own against the limit, of which an eighth is left for
+    /// blocks.
+    ///
+    /// # Errors
+    /// There is no room for it, or there never is.
+    pub(crate) fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation<B>> {
+        let most = self.limit - self.limit / 8;
+        if bytes > most {
+            return Err(Error::TooLarge {
+                what: self.what.to_owned(),
+                requested: bytes,
+                limit_name: self.limit_name,
+                limit: most,
+            });
+        }
+        self.update();
+        let mut state = self.state.lock();
+        let evicted = state.evict(most - bytes);
+        let existing = state.counts.existing();
+        let fits = existing <= most - bytes;
+        if fits {
+            state.counts.in_use += bytes;
+        }
+        drop(state);
+        drop(evicted);
+        if !fits {
+            return Err(Error::LimitReached {
+                what: self.what.to_owned(),
+                requested: bytes,
+                in_use: existing,
+                limit_name: self.limit_name,
+                limit: most,
+            });
+        }
+        Ok(Reservation { bytes, shelf: Arc::clone(self) })
+    }
+
     /// Asks the device about the blocks that are free.
     fn update(&self) {
         let updates: Vec<Update> =
@@ -228,6 +265,30 @@ impl<B: Block> State<B> {
 impl<B> fmt::Debug for Shelf<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shelf").field("what", &self.what).field("limit", &self.limit).finish()
+    }
+}
+
+/// Bytes of memory of others that count against a shelf's limit, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation<B: Block> {
+    bytes: u64,
+    shelf: Arc<Shelf<B>>,
+}
+
+impl<B: Block> Reservation<B> {
+    /// Counts them as given up from now on.
+    pub(crate) fn quarantine(mut self) {
+        let mut state = self.shelf.state.lock();
+        let bytes = std::mem::take(&mut self.bytes);
+        state.counts.in_use -= bytes;
+        state.counts.quarantined += bytes;
+    }
+}
+
+impl<B: Block> Drop for Reservation<B> {
+    fn drop(&mut self) {
+        self.shelf.state.lock().counts.in_use -= self.bytes;
+        self.shelf.returned.notify_all();
     }
 }
 
@@ -337,6 +398,22 @@ mod tests {
             shelf.counts(),
             ShelfCounts { in_use: 1024, allocations: 3, ..Default::default() }
         );
+    }
+
+    #[test]
+    fn memory_of_others_counts_against_the_limit() {
+        let shelf = shelf(1024);
+        drop(lend(&shelf, 512).unwrap());
+        assert!(matches!(shelf.reserve(1024), Err(Error::TooLarge { limit: 896, .. })));
+        // What is kept makes room, what is lent does not.
+        let reserved = shelf.reserve(800).unwrap();
+        assert_eq!(shelf.counts().in_use, 800);
+        assert!(lend(&shelf, 256).is_err());
+        assert!(matches!(shelf.reserve(97), Err(Error::LimitReached { in_use: 800, .. })));
+        drop(reserved);
+        assert_eq!(shelf.counts(), ShelfCounts { allocations: 1, ..Default::default() });
+        shelf.reserve(256).unwrap().quarantine();
+        assert_eq!(shelf.counts().quarantined, 256);
     }
 
     #[test]

@@ -3,18 +3,20 @@
 #![allow(unsafe_code, reason = "works on memory by address, as a device does")]
 
 use std::collections::VecDeque;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::backend::host::{HostMemory, Job};
+use crate::backend::host::execute::Bytes;
+use crate::backend::host::{HostMemory, HostRegistered, Job};
 use crate::backend::{
-    Backend, CommandKind, DeviceInfo, DeviceKind, DeviceMemory, Direction, Fence, Region, Segment,
-    StagingMemory, StreamId, SubmitError,
+    Backend, CommandKind, DeviceInfo, DeviceKind, DeviceMemory, Direction, Fence, Gathers, Region,
+    RegisteredMemory, Segment, StagingMemory, StreamId, SubmitError,
 };
 use crate::memory::Tensor;
 use crate::sync::{Condvar, Mutex, spawn_named};
-use crate::{Device, Error, Result};
+use crate::{DType, Device, Error, Result};
 
 /// What goes wrong, and when. Everything is counted from 1 and happens once.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +27,11 @@ pub struct FaultPlan {
     pub max_delay: Duration,
     /// Whether the device's memory is the host's, so that slots become batches.
     pub unified: bool,
+    /// Whether the device fetches rows by itself, from the host's memory and its own: by copies
+    /// from 64 bytes on. A unified device never does.
+    pub gathers: bool,
+    /// This registration of memory of the host fails.
+    pub fail_registration: Option<u64>,
     /// This submission fails before anything reaches the device.
     pub fail_submit: Option<u64>,
     /// This submission fails after it may have reached the device.
@@ -88,6 +95,8 @@ pub fn faulty_device(plan: FaultPlan) -> (Device, FaultControl) {
         closed: false,
         submissions: 0,
         allocations: 0,
+        registrations: 0,
+        registered: 0,
         ran: 0,
         mismatches: 0,
     };
@@ -145,6 +154,9 @@ struct State {
     closed: bool,
     submissions: u64,
     allocations: u64,
+    /// Registrations asked for, and those that are there.
+    registrations: u64,
+    registered: u64,
     ran: u64,
     mismatches: u64,
 }
@@ -161,7 +173,7 @@ enum Work {
     Jobs(Vec<Job>),
     /// The consumer looks at memory that it was given.
     Check {
-        bytes: crate::backend::host::execute::Bytes,
+        bytes: Bytes,
         expected: Vec<u8>,
     },
     Nothing,
@@ -226,7 +238,13 @@ impl FaultControl {
         }
     }
 
-    /// How often [`consume`](Self::consume)d bytes were not the expected ones.
+    /// Pieces of the host's memory that the device reads by itself.
+    pub fn registered(&self) -> u64 {
+        self.shared.state.lock().registered
+    }
+
+    /// How often [`consume`](Self::consume)d bytes were not the expected ones, or memory of the host
+    /// was taken back while work that reads it was queued.
     pub fn mismatches(&self) -> u64 {
         self.shared.state.lock().mismatches
     }
@@ -325,6 +343,19 @@ impl Shared {
         }
         Ok(Box::new(HostMemory::new("faulty", bytes)?))
     }
+
+    /// Memory of the host is taken back.
+    fn unregister(&self, memory: Bytes) {
+        let mut state = self.state.lock();
+        state.registered -= 1;
+        let named = |queued: &Queued| match &queued.work {
+            Work::Jobs(jobs) => jobs.iter().any(|job| job.gathers_from(memory)),
+            _ => false,
+        };
+        if !state.lost && state.streams.iter().flatten().any(named) {
+            state.mismatches += 1;
+        }
+    }
 }
 
 impl State {
@@ -400,9 +431,40 @@ unsafe impl Backend for FaultyBackend {
         Ok(self.shared.allocate(bytes)?)
     }
 
+    fn gathers(&self) -> Gathers {
+        if !self.shared.plan.gathers || self.info.unified {
+            return Gathers::default();
+        }
+        Gathers {
+            from_host: true,
+            from_device: self.info.max_allocation,
+            copies_from: Some(64),
+            fused: &[(DType::U8, DType::F32), (DType::U8, DType::BF16)],
+        }
+    }
+
+    unsafe fn register(&self, memory: NonNull<[u8]>) -> Result<Box<dyn RegisteredMemory>> {
+        let mut state = self.shared.state.lock();
+        state.registrations += 1;
+        if state.lost {
+            return Err(self.shared.lost());
+        }
+        if !self.shared.plan.gathers
+            || self.shared.plan.fail_registration == Some(state.registrations)
+        {
+            return Err(failure("registering"));
+        }
+        state.registered += 1;
+        let shared = Arc::clone(&self.shared);
+        // SAFETY: promised by the caller.
+        let registered =
+            unsafe { HostRegistered::new(memory, move |bytes| shared.unregister(bytes)) };
+        Ok(Box::new(registered))
+    }
+
     fn stream_of(&self, kind: CommandKind) -> StreamId {
         match kind {
-            CommandKind::Upload | CommandKind::Download => COPY,
+            CommandKind::Upload | CommandKind::Download | CommandKind::GatherCopies => COPY,
             _ => PREPARE,
         }
     }

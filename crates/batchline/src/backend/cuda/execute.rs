@@ -122,6 +122,7 @@ impl Encoder<'_> {
                 let launch = kernels.convert(self.entered, stream, spec)?;
                 launch.run(self.entered, self.stream, source, target)
             }
+            Command::Gather(_) => Err(Error::record("a gather", "this device has none yet")),
             Command::Custom { work, reads, writes } => {
                 let binding = |region: &Region<'_>| {
                     Ok(CudaBinding { address: self.device(*region)?, bytes: region.len })

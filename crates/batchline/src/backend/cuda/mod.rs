@@ -138,11 +138,13 @@ unsafe impl Backend for CudaBackend {
 
     fn stream_of(&self, kind: CommandKind) -> StreamId {
         match kind {
-            CommandKind::Upload => COPY,
+            CommandKind::Upload | CommandKind::GatherCopies => COPY,
             CommandKind::Download => READ_BACK,
-            CommandKind::Copy | CommandKind::Fill | CommandKind::Convert | CommandKind::Custom => {
-                PREPARE
-            }
+            CommandKind::Copy
+            | CommandKind::Fill
+            | CommandKind::Convert
+            | CommandKind::Gather
+            | CommandKind::Custom => PREPARE,
         }
     }
 

@@ -3,9 +3,13 @@
 #![allow(unsafe_code, reason = "commands name memory by address")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
 
 use super::convert::convert;
-use crate::backend::{Command, ConvertSpec, Custom, HostCustom, Region, StagingMemory};
+use super::memory::HostRegistered;
+use crate::backend::{
+    Command, ConvertSpec, Custom, GatherSpec, HostCustom, Region, RowSource, StagingMemory,
+};
 use crate::{Error, Result};
 
 /// A command by addresses: what a device would be given.
@@ -14,11 +18,21 @@ pub(crate) enum Job {
     Copy { src: Bytes, dst: Bytes },
     Fill { dst: Bytes, element: Vec<u8> },
     Convert { src: Bytes, dst: Bytes, spec: ConvertSpec },
+    Gather { indices: Bytes, parts: Vec<Rows> },
     Custom { work: Custom, reads: Vec<Bytes>, writes: Vec<Bytes> },
 }
 
+/// Rows that become those of a target, by their numbers.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    source: Bytes,
+    row_bytes: usize,
+    dst: Bytes,
+    convert: Option<ConvertSpec>,
+}
+
 /// Bytes of memory that somebody keeps alive until the segment's fence has passed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bytes {
     start: *mut u8,
     len: usize,
@@ -26,6 +40,8 @@ pub(crate) struct Bytes {
 
 // SAFETY: an address and a length; `Job::run` says who may use them when.
 unsafe impl Send for Bytes {}
+// SAFETY: as above.
+unsafe impl Sync for Bytes {}
 
 impl Job {
     /// Checks a command and takes down its addresses.
@@ -44,6 +60,7 @@ impl Job {
             Command::Convert { src, dst, spec } => {
                 Job::Convert { src: device(src)?, dst: device(dst)?, spec: spec.clone() }
             }
+            Command::Gather(spec) => Self::gather(&spec)?,
             Command::Custom { work, reads, writes } => {
                 let reads = reads.into_iter().map(device).collect::<Result<_>>()?;
                 let writes = writes.into_iter().map(device).collect::<Result<_>>()?;
@@ -53,6 +70,31 @@ impl Job {
                 }
             }
         })
+    }
+
+    fn gather(spec: &GatherSpec<'_>) -> Result<Self> {
+        let overflow = || Error::Overflow { what: "a gather".to_owned() };
+        let bytes = spec.rows.checked_mul(8).ok_or_else(overflow)?;
+        let indices = staging(spec.indices, spec.indices_offset, bytes)?;
+        let part = |part: &crate::backend::GatherPart<'_>| {
+            let source = match part.source {
+                RowSource::Device(region) => device(region)?,
+                RowSource::Host(memory) => HostRegistered::bytes_of(memory)
+                    .ok_or_else(|| Error::record("a gather", "of another device's memory"))?,
+            };
+            let row_bytes = usize::try_from(part.row_bytes).map_err(|_| overflow())?;
+            let (dst, convert) = (device(part.dst)?, part.convert.cloned());
+            Ok(Rows { source, row_bytes, dst, convert })
+        };
+        Ok(Job::Gather { indices, parts: spec.parts.iter().map(part).collect::<Result<_>>()? })
+    }
+
+    /// Whether it reads this memory of the host by itself.
+    pub(crate) fn gathers_from(&self, memory: Bytes) -> bool {
+        match self {
+            Job::Gather { parts, .. } => parts.iter().any(|part| part.source == memory),
+            _ => false,
+        }
     }
 
     /// Runs the command to its end.
@@ -81,6 +123,17 @@ impl Job {
                 let dst = unsafe { dst.write() };
                 convert(src, dst, &spec);
             }
+            Job::Gather { indices, parts } => {
+                // SAFETY: promised by the caller.
+                let indices = unsafe { indices.read() };
+                for rows in parts {
+                    // SAFETY: promised by the caller.
+                    let source = unsafe { rows.source.read() };
+                    // SAFETY: as above; a target is none of the sources.
+                    let dst = unsafe { rows.dst.write() };
+                    fetch(indices, source, rows.row_bytes, dst, rows.convert.as_ref());
+                }
+            }
             Job::Custom { work, reads, writes } => {
                 // SAFETY: promised by the caller.
                 let reads = reads.into_iter().map(|bytes| unsafe { bytes.read() }).collect();
@@ -91,6 +144,35 @@ impl Job {
         }
         Ok(())
     }
+}
+
+/// Fetches the rows of these numbers, and converts them on the way.
+fn fetch(
+    indices: &[u8],
+    source: &[u8],
+    row_bytes: usize,
+    dst: &mut [u8],
+    spec: Option<&ConvertSpec>,
+) {
+    let (numbers, _) = indices.as_chunks::<8>();
+    let rows = numbers.iter().map(|number| {
+        let row = usize::try_from(u64::from_ne_bytes(*number)).unwrap_or(usize::MAX);
+        &source[row.saturating_mul(row_bytes)..][..row_bytes]
+    });
+    let Some(spec) = spec else {
+        if row_bytes > 0 {
+            dst.chunks_exact_mut(row_bytes).zip(rows).for_each(|(to, row)| to.copy_from_slice(row));
+        }
+        return;
+    };
+    // Aligned for any type of element.
+    let mut gathered = vec![0u64; (numbers.len() * row_bytes).div_ceil(8)];
+    let gathered: &mut [u8] = bytemuck::cast_slice_mut(&mut gathered);
+    let gathered = &mut gathered[..numbers.len() * row_bytes];
+    for (to, row) in gathered.chunks_exact_mut(row_bytes.max(1)).zip(rows) {
+        to.copy_from_slice(row);
+    }
+    convert(gathered, dst, spec);
 }
 
 fn call(work: Custom, tensors: HostCustom<'_>) -> Result<()> {
@@ -104,6 +186,14 @@ fn call(work: Custom, tensors: HostCustom<'_>) -> Result<()> {
 }
 
 impl Bytes {
+    pub(crate) fn new(memory: NonNull<[u8]>) -> Self {
+        Self { start: memory.as_ptr().cast(), len: memory.len() }
+    }
+
+    pub(crate) fn len(self) -> usize {
+        self.len
+    }
+
     /// # Safety
     /// As [`Job::run`].
     pub(crate) unsafe fn read<'a>(self) -> &'a [u8] {

@@ -18,7 +18,7 @@ use super::{
 use crate::Result;
 
 pub(crate) use execute::Job;
-pub(crate) use memory::HostMemory;
+pub(crate) use memory::{HostMemory, HostRegistered};
 
 /// See the [module](self).
 #[derive(Debug)]

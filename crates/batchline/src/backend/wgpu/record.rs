@@ -140,6 +140,9 @@ impl Recorder<'_> {
                     }
                 }
             }
+            Command::Gather(_) => {
+                return Err(Error::record("a gather", "this device has none yet"));
+            }
             Command::Custom { work, reads, writes } => custom(encoder, work, &reads, &writes)?,
         }
         Ok(())
