@@ -56,8 +56,8 @@ pub struct AsyncDataLoaderStats {
 pub struct Stages {
     /// The workers, all together: reading samples into slots.
     pub workers: StageTimes,
-    /// The submitter: recording and submitting transfers. Nothing where there is none, as on the
-    /// host without a conversion.
+    /// The submitter, whichever worker has the turn: recording and submitting transfers. Nothing
+    /// where there are none, as on the host without a conversion.
     pub submitter: StageTimes,
     /// The consumer: from one call of `get_batch` to the next.
     pub consumer: StageTimes,
@@ -190,6 +190,17 @@ impl StageClock {
         counter.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
+    /// The times of a stage that is one at a time, over `elapsed`: the rest is waiting for input.
+    /// Nothing, if it never did anything.
+    pub(crate) fn times_of(&self, elapsed: Duration) -> StageTimes {
+        let mut times = self.times();
+        let busy = times.working + times.waiting_for_room;
+        if !busy.is_zero() {
+            times.waiting_for_input = elapsed.saturating_sub(busy);
+        }
+        times
+    }
+
     pub(crate) fn times(&self) -> StageTimes {
         let read = |counter: &AtomicU64| Duration::from_nanos(counter.load(Ordering::Relaxed));
         StageTimes {
@@ -219,6 +230,11 @@ impl<'a> Lap<'a> {
         self.clock.add(doing, time);
         self.since = now;
         time
+    }
+
+    /// The time since the last call counts elsewhere.
+    pub(crate) fn skip(&mut self) {
+        self.since = sync::now();
     }
 }
 

@@ -296,7 +296,7 @@ impl AsyncDataLoader {
             stats.elapsed = pipeline.elapsed();
             stats.time_to_first_batch = pipeline.time_to_first_batch();
             stats.stages.workers = counters.workers.times();
-            stats.stages.submitter = counters.submitter.times();
+            stats.stages.submitter = counters.submitter.times_of(stats.elapsed);
             stats.stages.consumer = counters.consumer.times();
             if let Some(buffers) = pipeline.buffers.get() {
                 stats.queue_capacity = buffers.output_count();

@@ -28,8 +28,6 @@ pub(crate) struct Pipeline {
     pub(super) buffers: OnceLock<Buffers>,
     /// What is opened next. Only the worker whose turn it is locks it.
     pub(super) opener: Mutex<Opener>,
-    /// Batches submitted. Whoever submits holds the lock.
-    pub(super) submitted: Mutex<u64>,
     threads: Threads,
     /// What was delivered.
     cursor: Mutex<Cursor>,
@@ -99,7 +97,6 @@ impl Pipeline {
             deliver: Deliver::new(outputs, config.max_held),
             buffers: OnceLock::new(),
             opener: Mutex::new(Opener { epoch, batch: position, ..Opener::default() }),
-            submitted: Mutex::new(0),
             threads: Threads::default(),
             cursor: Mutex::new(Cursor { epoch, position, skipped, left: None }),
             trailing: Mutex::new(Vec::new()),
@@ -125,9 +122,6 @@ impl Pipeline {
     }
 
     fn spawn(self: &Arc<Self>) -> Result<()> {
-        if !self.slots_are_batches() {
-            self.spawn_thread("submitter".to_owned(), "the submitter", Self::run_submitter)?;
-        }
         for worker in 0..self.config.workers {
             self.spawn_thread(format!("worker-{worker}"), "a worker", Self::run_worker)?;
         }
@@ -148,7 +142,7 @@ impl Pipeline {
         )
     }
 
-    /// Whether a filled slot is the batch, so that there is nothing to submit and no thread for it.
+    /// Whether a filled slot is the batch, so that there is nothing for the device to do.
     pub(super) fn slots_are_batches(&self) -> bool {
         self.config.memory.device().info().unified && self.config.convert.is_none()
     }
@@ -209,7 +203,7 @@ impl Pipeline {
         let _ = self.ended.set(sync::now());
         let stopped =
             Error::Lifecycle { state: "stopped", remedy: "call `start` to begin a new generation" };
-        // The ending first: a submitter that finds the ring stopped would take it for the end.
+        // The ending first: who finds the ring stopped relies on it.
         self.deliver.abandon(stopped.clone());
         self.release(&stopped);
         let timeout = self.config.stop_timeout;

@@ -1,5 +1,6 @@
 //! The submitter: takes full tickets in order, has the device fetch them, and queues the batches
-//! for the consumer.
+//! for the consumer. It is no thread of its own: the worker that completes the ticket in front has
+//! the turn.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,50 +18,35 @@ use crate::stats::{Doing, Lap, StageClock};
 use crate::{DType, Error, GpuBatch, Result, Shape, Skipped};
 
 impl Pipeline {
-    /// The submitter's thread.
-    pub(super) fn run_submitter(&self) {
-        let mut lap = Lap::start(&self.counters.submitter);
-        let mut batch_id = self.submitted.lock();
-        loop {
-            let next = self.ring.next_full();
-            lap.spent(Doing::WaitingForInput);
-            if !self.submit_next(next, &mut batch_id, &mut lap) {
-                return;
-            }
-        }
-    }
-
-    /// What the submitter would do, on a thread that completed the ticket in front: for devices
-    /// where nothing is to be submitted, as the slot is the batch.
-    pub(super) fn submit_full(&self) {
-        // Tickets are taken and queued under this lock, so they stay in order.
-        let mut batch_id = self.submitted.lock();
-        // The time is the worker's, who counts it.
-        let clock = StageClock::default();
-        let mut lap = Lap::start(&clock);
-        // Whoever stopped the ring has set the ending.
-        while !self.ring.is_stopped()
-            && let Some(next) = self.ring.try_next_full()
-            && self.submit_next(next, &mut batch_id, &mut lap)
+    /// Submits the tickets that are full, in order, until the one in front is not; nothing, where
+    /// another thread is at it. Whoever completes the ticket in front calls this, so that no thread
+    /// has to be woken for it.
+    pub(super) fn submit_full(&self, worker: &mut Lap<'_>) {
+        // Where there is nothing to hand to the device the time is the worker's.
+        let own = StageClock::default();
+        let is_batch = self.slots_are_batches();
+        let mut lap = Lap::start(if is_batch { &own } else { &self.counters.submitter });
+        let mut turn = false;
+        while let Some(next) = self.ring.next_to_submit(&mut turn)
+            && self.submit_next(next, &mut lap)
         {}
+        if is_batch {
+            worker.spent(Doing::Working);
+        } else {
+            worker.skip();
+        }
     }
 
     /// Makes a batch of the next ticket and queues it; false when there is none, or that failed,
     /// and the ending is set.
-    fn submit_next(
-        &self,
-        next: Result<Option<Ticket>>,
-        batch_id: &mut u64,
-        lap: &mut Lap<'_>,
-    ) -> bool {
+    fn submit_next(&self, next: Result<Option<Ticket>>, lap: &mut Lap<'_>) -> bool {
         let ending = match next {
             Ok(Some(ticket)) => {
                 let place = ticket.place;
                 crate::trace::span!("submit", epoch = place.epoch, batch = place.batch);
-                match self.submit(ticket, *batch_id, lap) {
+                match self.submit(ticket, lap) {
                     Ok(ready) => {
                         self.push(ready);
-                        *batch_id += 1;
                         lap.spent(Doing::Working);
                         return true;
                     }
@@ -92,8 +78,8 @@ impl Pipeline {
     }
 
     /// Makes a batch of a ticket.
-    fn submit(&self, ticket: Ticket, batch_id: u64, lap: &mut Lap<'_>) -> Result<Ready> {
-        let Ticket { place, mut slot, layout, failure, mut skipped, .. } = ticket;
+    fn submit(&self, ticket: Ticket, lap: &mut Lap<'_>) -> Result<Ready> {
+        let Ticket { number, place, mut slot, layout, failure, mut skipped, .. } = ticket;
         if let Some((_, error)) = failure {
             return Err(error);
         }
@@ -110,7 +96,7 @@ impl Pipeline {
         let (output, transfer) = self.transfer(slot, rows, lap)?;
         let buffers = self.buffers();
         let about = BatchInfo {
-            batch_id,
+            batch_id: number,
             generation: self.generation,
             epoch: place.epoch,
             batch_in_epoch: place.batch,

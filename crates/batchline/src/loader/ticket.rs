@@ -1,10 +1,13 @@
 //! The ring of tickets: which batch is being filled, by whom, and which is next to go.
 //!
-//! A ticket is one batch on its way from the plan to the submitter: *filling* until all its rows
-//! have come back, then *full*, or *aborted* where a row failed. Ticket and slot are handed out in
-//! one step and in order: at any time at most one worker is opening the next ticket, and it waits
-//! for the slot before any later ticket can ask for one. So the lowest unfinished ticket always
-//! owns a slot, and the ring can't come to a standstill.
+//! A ticket is one batch on its way from the plan to the device: *filling* until all its rows have
+//! come back, then *full*, or *aborted* where a row failed. Ticket and slot are handed out in one
+//! step and in order: at any time at most one worker is opening the next ticket, and it waits for
+//! the slot before any later ticket can ask for one. So the lowest unfinished ticket always owns a
+//! slot, and the ring can't come to a standstill.
+//!
+//! Tickets leave in order too: whoever completes the one in front takes the turn to submit, and
+//! keeps it until the one in front is not full. Who completes a ticket meanwhile leaves it to him.
 #![allow(unsafe_code, reason = "claims are disjoint because this file deals them out once")]
 
 use std::collections::VecDeque;
@@ -33,6 +36,8 @@ pub(crate) struct Place {
 /// A batch that is filled, or failed.
 #[derive(Debug)]
 pub(crate) struct Ticket<S = Slot> {
+    /// Counted from 0: the batch's number in this generation.
+    pub(crate) number: u64,
     pub(crate) place: Place,
     pub(crate) slot: S,
     pub(crate) layout: Arc<BatchLayout>,
@@ -79,8 +84,6 @@ pub(crate) struct Ring<S = Slot> {
     state: Mutex<State<S>>,
     /// Workers wait here for rows, or for their turn to open a ticket.
     work: Condvar,
-    /// The submitter waits here for the ticket in front.
-    full: Condvar,
     /// A copy of the state's flag that can be read without the lock.
     stopped: AtomicBool,
 }
@@ -93,6 +96,8 @@ struct State<S> {
     front: u64,
     /// Whether a worker is opening a ticket.
     opening: bool,
+    /// Whether a worker has the turn to submit.
+    submitting: bool,
     /// Whether the last ticket has been opened.
     ended: bool,
     /// An error of the source that belongs to no ticket; it comes behind all of them.
@@ -111,13 +116,13 @@ impl<S: Fillable> Ring<S> {
                 tickets: VecDeque::with_capacity(slots.min(1024)),
                 front: 0,
                 opening: false,
+                submitting: false,
                 ended: false,
                 failure: None,
                 trailing: Vec::new(),
                 stopped: false,
             }),
             work: Condvar::new(),
-            full: Condvar::new(),
             stopped: AtomicBool::new(false),
         }
     }
@@ -178,7 +183,9 @@ impl<S: Fillable> Ring<S> {
             return None;
         }
         let rows = place.rows.rows;
+        let number = state.front + state.tickets.len() as u64;
         let ticket = Ticket {
+            number,
             place,
             slot,
             layout: Arc::clone(layout),
@@ -187,20 +194,16 @@ impl<S: Fillable> Ring<S> {
             failure: None,
             skipped,
         };
-        let number = state.front + state.tickets.len() as u64;
         // SAFETY: as in `next_task`; all rows count as claimed, so nobody else gets them.
         let claim = claimed.then(|| unsafe { Claim::new(number, &ticket.slot, layout, 0, rows) });
         state.tickets.push_back(ticket);
         drop(state);
         self.work.notify_all();
-        if rows == 0 {
-            self.full.notify_one();
-        }
         claim
     }
 
-    /// Takes the turn to open back without a ticket: there are no more, or the source failed.
-    /// `skipped` is what a pull source left out behind its last batch.
+    /// Takes the turn to open back without a ticket: there are no more, or the source failed. The
+    /// caller then [submits](Self::next_to_submit) the end. `skipped` is what a pull source left out behind its last batch.
     pub(crate) fn end(&self, failure: Option<Error>, skipped: Vec<SkippedRow>) {
         let mut state = self.state.lock();
         state.opening = false;
@@ -209,10 +212,10 @@ impl<S: Fillable> Ring<S> {
         state.trailing = skipped;
         drop(state);
         self.work.notify_all();
-        self.full.notify_one();
     }
 
-    /// Hands a claim back; true if that completed the ticket in front.
+    /// Hands a claim back; true if that completed the ticket in front, which is then to be
+    /// [submitted](Self::next_to_submit).
     pub(crate) fn hand_back(&self, claim: Claim, outcome: Outcome) -> bool {
         let mut state = self.state.lock();
         let place = claim.ticket - state.front;
@@ -241,30 +244,25 @@ impl<S: Fillable> Ring<S> {
         if failed {
             self.work.notify_all();
         }
-        if full {
-            self.full.notify_one();
-        }
         full
     }
 
-    /// The next ticket, once it is full or has failed: in order. `Ok(None)` after the last.
-    ///
-    /// # Errors
-    /// The source's error behind the last ticket.
-    pub(crate) fn next_full(&self) -> Result<Option<Ticket<S>>, Error> {
-        let mut looked = Looked::default();
+    /// The ticket in front, if it is full or has failed: in order, `Ok(None)` after the last, then
+    /// the source's error behind it. With it the caller has the turn to submit, noted in `turn`,
+    /// and asks again when that is done. `None` takes the turn back: there is nothing to submit
+    /// now, or another thread has the turn and will see to it, or all was stopped.
+    pub(crate) fn next_to_submit(
+        &self,
+        turn: &mut bool,
+    ) -> Option<Result<Option<Ticket<S>>, Error>> {
         let mut state = self.state.lock();
-        loop {
-            if let Some(next) = state.next_full() {
-                return next;
-            }
-            state = self.full.wait_eagerly(&self.state, state, &mut looked, None);
+        if state.submitting && !*turn {
+            return None;
         }
-    }
-
-    /// As [`next_full`](Self::next_full); `None` where it would wait.
-    pub(crate) fn try_next_full(&self) -> Option<Result<Option<Ticket<S>>, Error>> {
-        self.state.lock().next_full()
+        let next = if state.stopped { None } else { state.next_full() };
+        *turn = next.is_some();
+        state.submitting = *turn;
+        next
     }
 
     /// What was left out behind the last ticket.
@@ -277,7 +275,6 @@ impl<S: Fillable> Ring<S> {
         self.state.lock().stopped = true;
         self.stopped.store(true, Ordering::Release);
         self.work.notify_all();
-        self.full.notify_all();
     }
 
     /// Whether it was stopped. Workers ask before each row.
@@ -304,11 +301,8 @@ impl<S: Fillable> Ring<S> {
 }
 
 impl<S> State<S> {
-    /// See [`Ring::next_full`].
+    /// See [`Ring::next_to_submit`].
     fn next_full(&mut self) -> Option<Result<Option<Ticket<S>>, Error>> {
-        if self.stopped {
-            return Some(Ok(None));
-        }
         if self.tickets.front().is_some_and(Ticket::is_full) {
             self.front += 1;
             return Some(Ok(self.tickets.pop_front()));
@@ -369,6 +363,8 @@ mod loom_tests {
         ring: Ring<Loan<Memory>>,
         slots: Pool<Memory>,
         next: Mutex<u64>,
+        /// Numbers, in the order in which the batches left.
+        submitted: Mutex<Vec<u64>>,
         layout: Arc<BatchLayout>,
     }
 
@@ -379,57 +375,68 @@ mod loom_tests {
                 ring: Ring::new(slots),
                 slots: Pool::new("slots", slots),
                 next: Mutex::new(0),
+                submitted: Mutex::new(Vec::new()),
                 layout: Arc::new(BatchLayout::new(&spec, ROWS).unwrap()),
             })
         }
 
         /// What a worker does, for so many batches in all.
         fn work(&self, batches: u64) {
-            self.work_and(batches, |_| {});
-        }
-
-        /// The same, and tells each time whether the ticket in front was completed.
-        fn work_and(&self, batches: u64, completed: impl Fn(bool)) {
             loop {
-                match self.ring.next_task(1) {
+                let full = match self.ring.next_task(1) {
                     Task::End => return,
-                    Task::Open => {
-                        let mut next = self.next.lock();
-                        if *next == batches {
-                            self.ring.end(None, Vec::new());
-                            continue;
-                        }
-                        match self.slots.acquire(Patience::Forever, || Ok(Box::new([0; 32]))) {
-                            Ok(slot) => {
-                                let rows = BatchRows { first: 0, rows: ROWS, padding: 0 };
-                                let place = Place { epoch: 0, batch: *next, rows, last: false };
-                                *next += 1;
-                                self.ring.open(place, slot, &self.layout, false, Vec::new());
-                            }
-                            Err(error) => self.ring.end(Some(error), Vec::new()),
-                        }
-                    }
+                    Task::Open => self.open(batches),
                     Task::Fill(place, mut claim) => {
                         let row = claim.first;
                         let value = u8::try_from(10 * place.batch + row + 1).unwrap();
                         claim.rows().all(0).fill(value);
-                        completed(self.ring.hand_back(claim, Outcome::default()));
+                        self.ring.hand_back(claim, Outcome::default())
                     }
+                };
+                if full {
+                    self.submit();
                 }
             }
         }
 
-        /// What the submitter does: the numbers of the batches, each checked.
-        fn submit(&self) -> Vec<u64> {
-            let mut seen = Vec::new();
-            while let Ok(Some(mut ticket)) = self.ring.next_full() {
+        /// Opens the next ticket, or ends; true if that is to be submitted.
+        fn open(&self, batches: u64) -> bool {
+            let mut next = self.next.lock();
+            if *next == batches {
+                self.ring.end(None, Vec::new());
+                return true;
+            }
+            match self.slots.acquire(Patience::Forever, || Ok(Box::new([0; 32]))) {
+                Ok(slot) => {
+                    let rows = BatchRows { first: 0, rows: ROWS, padding: 0 };
+                    let place = Place { epoch: 0, batch: *next, rows, last: false };
+                    *next += 1;
+                    self.ring.open(place, slot, &self.layout, false, Vec::new());
+                    false
+                }
+                Err(error) => {
+                    self.ring.end(Some(error), Vec::new());
+                    true
+                }
+            }
+        }
+
+        /// What whoever has the turn does: each batch checked, its slot given back.
+        fn submit(&self) {
+            let mut turn = false;
+            while let Some(next) = self.ring.next_to_submit(&mut turn) {
+                let Ok(Some(mut ticket)) = next else {
+                    // As the loader does at the end.
+                    self.ring.stop();
+                    continue;
+                };
                 let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut ticket.slot[..]);
                 let batch = u8::try_from(ticket.place.batch).unwrap();
                 assert_eq!(bytes[..2], [10 * batch + 1, 10 * batch + 2]);
                 bytes.fill(0xDB);
-                seen.push(ticket.place.batch);
+                assert_eq!(ticket.number, ticket.place.batch);
+                self.submitted.lock().push(ticket.number);
             }
-            seen
         }
     }
 
@@ -439,51 +446,30 @@ mod loom_tests {
         builder.check(body);
     }
 
-    /// Two workers share the rows of two batches through one slot: in order, whole, and nobody
-    /// sleeps for ever.
-    #[test]
-    fn loom_batches_come_in_order_and_whole() {
-        model(2, || {
-            let model = Model::new(1);
+    /// Two workers share the rows of two batches through so many slots: in order, whole, each
+    /// submitted once by whoever has the turn, and nobody sleeps for ever.
+    fn batches_come_in_order_and_whole(slots: usize) {
+        model(2, move || {
+            let model = Model::new(slots);
             let worker = {
                 let model = Arc::clone(&model);
                 thread::spawn(move || model.work(2))
             };
-            let submitter = {
-                let model = Arc::clone(&model);
-                thread::spawn(move || assert_eq!(model.submit(), [0, 1]))
-            };
             model.work(2);
             worker.join().unwrap();
-            submitter.join().unwrap();
+            assert_eq!(*model.submitted.lock(), [0, 1]);
+            assert!(model.ring.is_stopped(), "the end was seen");
         });
     }
 
-    /// Without a submitter, whoever completes the ticket in front hands it on: each once, in order.
     #[test]
-    fn loom_tickets_leave_in_order_without_a_submitter() {
-        model(2, || {
-            let model = Model::new(2);
-            let seen = Arc::new(Mutex::new(Vec::new()));
-            let work = |model: &Model, seen: &Mutex<Vec<u64>>| {
-                let leave = |full: bool| {
-                    if full {
-                        let mut seen = seen.lock();
-                        while let Some(Ok(Some(ticket))) = model.ring.try_next_full() {
-                            seen.push(ticket.place.batch);
-                        }
-                    }
-                };
-                model.work_and(2, leave);
-            };
-            let worker = {
-                let (model, seen) = (Arc::clone(&model), Arc::clone(&seen));
-                thread::spawn(move || work(&model, &seen))
-            };
-            work(&model, &seen);
-            worker.join().unwrap();
-            assert_eq!(*seen.lock(), [0, 1]);
-        });
+    fn loom_batches_come_in_order_and_whole() {
+        batches_come_in_order_and_whole(1);
+    }
+
+    #[test]
+    fn loom_batches_that_overtake_come_in_order() {
+        batches_come_in_order_and_whole(2);
     }
 
     /// A stop at any moment: everybody leaves, and every slot comes back.
@@ -491,21 +477,15 @@ mod loom_tests {
     fn loom_stop_ends_every_wait() {
         model(2, || {
             let model = Model::new(1);
-            let worker = {
+            let workers = [(); 2].map(|()| {
                 let model = Arc::clone(&model);
                 thread::spawn(move || model.work(3))
-            };
-            let submitter = {
-                let model = Arc::clone(&model);
-                thread::spawn(move || {
-                    let seen = model.submit();
-                    assert!(seen.iter().copied().eq(0..seen.len() as u64));
-                })
-            };
+            });
             model.ring.stop();
             model.slots.close(Error::Closed { what: "slots" });
-            worker.join().unwrap();
-            submitter.join().unwrap();
+            workers.map(|worker| worker.join().unwrap());
+            let submitted = model.submitted.lock();
+            assert!(submitted.iter().copied().eq(0..submitted.len() as u64));
             model.ring.clear();
             assert_eq!(model.slots.counts().total, 0);
         });

@@ -26,7 +26,6 @@ impl Pipeline {
         let mut lap = Lap::start(&self.counters.workers);
         // Rows that are claimed at once. One at first, until it is known how long one takes.
         let mut most = 1;
-        let submits = self.slots_are_batches();
         let batch = self.config.batch_size;
         // No more than a share of the batch, so that all workers have some of it.
         let share = (batch / (2 * self.config.workers as u64)).max(1);
@@ -45,9 +44,8 @@ impl Pipeline {
                             true
                         }
                     };
-                    if full && submits {
-                        self.submit_full();
-                        lap.spent(Doing::Working);
+                    if full {
+                        self.submit_full(&mut lap);
                     }
                 }
                 (Task::Fill(place, mut claim), Feed::Dataset { dataset, sampler, .. }) => {
@@ -70,9 +68,8 @@ impl Pipeline {
                     let fitting = u64::try_from(fitting).unwrap_or(u64::MAX);
                     // A batch that is made so fast is not worth sharing.
                     most = if fitting >= batch { batch } else { fitting.clamp(1, share) };
-                    if full && submits {
-                        self.submit_full();
-                        lap.spent(Doing::Working);
+                    if full {
+                        self.submit_full(&mut lap);
                     }
                 }
                 (Task::Fill(..), Feed::Source { .. }) => {

@@ -74,7 +74,7 @@ pub(crate) fn own_number() -> Option<String> {
 
 /// The loader's threads and the device's.
 pub(crate) fn is_of_loader(name: &str) -> bool {
-    name.starts_with("worker-") || name == "submitter"
+    name.starts_with("worker-")
 }
 
 pub(crate) fn is_of_device(name: &str) -> bool {
