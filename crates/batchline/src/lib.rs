@@ -112,7 +112,8 @@ pub use error::{BoxError, Cause, Error, Result};
 #[cfg(feature = "async")]
 pub use loader::BatchStream;
 pub use loader::{
-    AsyncDataLoader, AsyncDataLoaderConfig, Batches, ConfigBuilder, Delivery, ErrorPolicy,
+    AsyncDataLoader, AsyncDataLoaderConfig, Batches, ConfigBuilder, Delivery, ErrorPolicy, Gather,
+    LoadPath, Residency,
 };
 #[cfg(feature = "wgpu")]
 pub use memory::WgpuBinding;

@@ -4,16 +4,20 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::sync;
+use crate::{LoadPath, sync};
 
 /// What a loader has done since it was last started, and where the time went.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct AsyncDataLoaderStats {
     /// Whether it is started and has not ended.
     pub is_running: bool,
     /// How often it was started.
     pub generation: u64,
+    /// How batches get to the device.
+    pub path: LoadPath,
+    /// Why they take this path, and not a faster one.
+    pub path_reason: String,
     /// Threads that read samples.
     pub workers: usize,
     /// Batches that wait for the consumer.
@@ -28,7 +32,8 @@ pub struct AsyncDataLoaderStats {
     pub samples_delivered: u64,
     /// Bytes handed to the consumer, as they lie on the device.
     pub bytes_delivered: u64,
-    /// Bytes that were copied to the device; 0 where the slot itself is the batch.
+    /// Bytes that crossed the link to the device, the upload of a resident data set included; 0
+    /// where the slot itself is the batch.
     pub bytes_transferred: u64,
     /// Samples left out because they could not be read.
     pub skipped: u64,
@@ -46,6 +51,8 @@ pub struct AsyncDataLoaderStats {
     pub elapsed: Duration,
     /// From the start to the first batch that was ready for the consumer.
     pub time_to_first_batch: Option<Duration>,
+    /// Processor time of the workers, to the millisecond; `None` where the system does not tell.
+    pub processor_time: Option<Duration>,
     /// The stages in the order of the flow.
     pub stages: Stages,
 }
@@ -101,6 +108,12 @@ impl StageTimes {
 }
 
 impl AsyncDataLoaderStats {
+    /// Bytes per second over the link, from the start up to now or the end.
+    pub fn link_rate(&self) -> f64 {
+        let seconds = self.elapsed.as_secs_f64();
+        if seconds > 0.0 { self.bytes_transferred as f64 / seconds } else { 0.0 }
+    }
+
     /// Which stage holds the others up: the one that is busiest, if it is busy for half of the time.
     pub fn bottleneck(&self) -> Bottleneck {
         let Stages { workers, submitter, consumer } = self.stages;
@@ -132,12 +145,18 @@ impl AsyncDataLoaderStats {
                 "the consumer is the bottleneck, as it should be: it waited {waited:.1} % of the \
                  time for data"
             ),
-            Bottleneck::Workers => format!(
-                "reading is the bottleneck: {} worker(s) were busy {:.1} % of the time, and the \
-                 consumer waited {waited:.1} %; try more workers or a cheaper read",
-                self.workers,
-                100.0 * workers.utilisation()
-            ),
+            Bottleneck::Workers => {
+                let (what, remedy) = match self.path {
+                    LoadPath::Staged => ("reading", "more workers or a cheaper read"),
+                    _ => ("looking samples up", "more workers or larger batches"),
+                };
+                format!(
+                    "{what} is the bottleneck: {} worker(s) were busy {:.1} % of the time, and the \
+                     consumer waited {waited:.1} %; try {remedy}",
+                    self.workers,
+                    100.0 * workers.utilisation()
+                )
+            }
             Bottleneck::Transfer => format!(
                 "the transfer is the bottleneck: the consumer waited {waited:.1} % of the time \
                  while workers waited for free slots; try larger batches, a smaller element type \
@@ -232,9 +251,53 @@ impl<'a> Lap<'a> {
         time
     }
 
+    /// When the last call was.
+    pub(crate) fn since(&self) -> Instant {
+        self.since
+    }
+
     /// The time since the last call counts elsewhere.
     pub(crate) fn skip(&mut self) {
         self.since = sync::now();
+    }
+}
+
+/// Reads the processor time of the thread that it is made on, now and then and at its end.
+#[derive(Debug)]
+pub(crate) struct Meter<'a> {
+    /// Nanoseconds of all threads.
+    sum: &'a AtomicU64,
+    counted: Duration,
+    next: Instant,
+}
+
+/// How long a [`Meter`] is not read: a reading is a call of the system.
+const READING: Duration = Duration::from_millis(1);
+
+impl<'a> Meter<'a> {
+    pub(crate) fn new(sum: &'a AtomicU64) -> Self {
+        Self { sum, counted: Duration::ZERO, next: sync::now() }
+    }
+
+    /// Adds what was taken since the last reading, if that is some time ago.
+    pub(crate) fn read_at(&mut self, now: Instant) {
+        if now >= self.next {
+            self.next = now + READING;
+            self.read();
+        }
+    }
+
+    fn read(&mut self) {
+        let Some(taken) = sync::processor_time() else { return };
+        let more = taken.saturating_sub(self.counted);
+        self.counted = taken;
+        self.sum.fetch_add(u64::try_from(more.as_nanos()).unwrap_or(0), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Meter<'_> {
+    fn drop(&mut self) {
+        self.read();
     }
 }
 

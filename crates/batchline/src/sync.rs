@@ -149,6 +149,18 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
+/// Processor time that the calling thread has taken so far; `None` where the system does not tell.
+pub(crate) fn processor_time() -> Option<Duration> {
+    #[cfg(unix)]
+    {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        let nanos = u32::try_from(time.tv_nsec).ok()?;
+        Some(Duration::new(u64::try_from(time.tv_sec).ok()?, nanos))
+    }
+    #[cfg(not(unix))]
+    None
+}
+
 /// Starts a thread named after what it is. The name shows in debuggers, profilers and panics.
 pub(crate) fn spawn_named<F>(name: String, body: F) -> std::io::Result<std::thread::JoinHandle<()>>
 where

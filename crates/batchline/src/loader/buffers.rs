@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::config::AsyncDataLoaderConfig;
+use super::route::Route;
 use super::slot::Slot;
 use crate::backend::DeviceKind;
 use crate::batch::Lists;
@@ -12,14 +13,16 @@ use crate::command::{CommandBufferPool, Conversion};
 use crate::memory::{Patience, Pool, Storage};
 use crate::source::{BatchLayout, SampleSpec};
 use crate::staging::StagingBufferPool;
-use crate::{Error, MemoryManager, Result};
+use crate::{DType, Error, MemoryManager, Result, Shape};
 
 /// See the [module](self).
 #[derive(Debug)]
 pub(crate) struct Buffers {
     pub(crate) spec: Arc<SampleSpec>,
-    /// The layout of a slot.
+    /// The layout of a slot: samples, or their numbers where the device fetches them.
     pub(crate) layout: Arc<BatchLayout>,
+    /// The layout of samples as the source has them.
+    pub(crate) raw_layout: BatchLayout,
     slots: Slots,
     /// Where batches land that are converted from there; on a device with memory of its own.
     pub(crate) raws: Option<Pool<Arc<Storage>>>,
@@ -45,9 +48,20 @@ impl Buffers {
     ///
     /// # Errors
     /// Not even that fits, or the conversion does not suit the samples.
-    pub(crate) fn allocate(spec: &SampleSpec, config: &AsyncDataLoaderConfig) -> Result<Self> {
+    pub(crate) fn allocate(
+        spec: &SampleSpec,
+        config: &AsyncDataLoaderConfig,
+        route: &Route,
+    ) -> Result<Self> {
         let memory = &config.memory;
-        let layout = BatchLayout::new(spec, config.batch_size)?;
+        let raw_layout = BatchLayout::new(spec, config.batch_size)?;
+        let layout = match route.is_staged() {
+            true => raw_layout.clone(),
+            // `u64`, which is as long.
+            false => {
+                BatchLayout::of([(DType::I64, Shape::new(&[])?)].into_iter(), config.batch_size)?
+            }
+        };
         let mut tensors: Vec<_> =
             spec.tensors().iter().map(|tensor| (tensor.dtype, tensor.shape)).collect();
         // Batches have one dimension more than samples; one that can't be shaped is refused here.
@@ -70,7 +84,8 @@ impl Buffers {
         let unified = memory.device().info().unified;
         let (ahead, delivered) = (config.prefetch_depth, config.prefetch_depth + config.max_held);
         let mut stock = Stock { memory, blocks: Default::default(), most: [0; 3] };
-        let (in_bytes, out_bytes) = (layout.bytes, output_layout.bytes);
+        let (in_bytes, raw_bytes, out_bytes) =
+            (layout.bytes, raw_layout.bytes, output_layout.bytes);
         let staging = if unified {
             None
         } else {
@@ -81,10 +96,10 @@ impl Buffers {
         let (slots, raws, outputs) = match (unified, convert.is_some()) {
             (true, false) => (delivered, 0, 0),
             (true, true) => (ahead.min(2), 0, delivered),
-            (false, converts) => (0, if converts { 2 } else { 0 }, delivered),
+            (false, converts) => (0, if converts && !route.fused { 2 } else { 0 }, delivered),
         };
         stock.most = [slots, raws, outputs];
-        let bytes = [in_bytes, in_bytes, out_bytes];
+        let bytes = [in_bytes, raw_bytes, out_bytes];
         // One of each first, or there is no way through; then as many as are asked for and fit.
         while stock.grow(bytes)? | staging.as_ref().map_or(Ok(false), StagingBufferPool::grow)? {}
         let [slots, raws, outputs] = stock.blocks;
@@ -100,6 +115,7 @@ impl Buffers {
         Ok(Self {
             spec: Arc::new(spec.clone()),
             layout: Arc::new(layout),
+            raw_layout,
             slots,
             raws,
             outputs,

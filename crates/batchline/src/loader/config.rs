@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::route::{Gather, Residency};
 use crate::plan::{LastBatch, Sampler, Shard};
 use crate::{Conversion, DType, Device, Error, LoaderState, MemoryManager, Result};
 
@@ -44,6 +45,8 @@ pub struct AsyncDataLoaderConfig {
     pub(crate) error_policy: ErrorPolicy,
     /// What the device makes of the input tensor.
     pub(crate) convert: Option<(DType, Conversion)>,
+    pub(crate) residency: Residency,
+    pub(crate) gather: Gather,
     /// Where to start; the beginning if `None`.
     pub(crate) resume: Option<LoaderState>,
     /// How long `stop` waits for a source that does not return.
@@ -89,6 +92,8 @@ pub struct ConfigBuilder {
     shard: Shard,
     error_policy: ErrorPolicy,
     convert: Option<(DType, Conversion)>,
+    residency: Residency,
+    gather: Gather,
     resume: Option<LoaderState>,
     stop_timeout: Option<Duration>,
 }
@@ -204,6 +209,21 @@ impl ConfigBuilder {
         self
     }
 
+    /// Where the samples are kept: with [`Residency::Device`] all of them are uploaded at the first
+    /// start, if that can be done, and batches are made on the device.
+    pub fn residency(mut self, residency: Residency) -> Self {
+        self.residency = residency;
+        self
+    }
+
+    /// Whether, and by what, the device fetches samples of a data set in memory by itself. With
+    /// [`Gather::Auto`], which is the default, it does where it can: the data set's memory is then
+    /// page-locked, and counts against `staging_limit`.
+    pub fn gather(mut self, gather: Gather) -> Self {
+        self.gather = gather;
+        self
+    }
+
     /// Starts where a saved state ends.
     pub fn resume_from(mut self, state: LoaderState) -> Self {
         self.resume = Some(state);
@@ -279,6 +299,8 @@ impl ConfigBuilder {
             shard: self.shard,
             error_policy: self.error_policy,
             convert: self.convert,
+            residency: self.residency,
+            gather: self.gather,
             resume: self.resume,
             stop_timeout: self.stop_timeout.unwrap_or(Duration::from_secs(5)),
         })
@@ -299,6 +321,8 @@ impl fmt::Debug for AsyncDataLoaderConfig {
             .field("shard", &self.shard)
             .field("error_policy", &self.error_policy)
             .field("convert", &self.convert)
+            .field("residency", &self.residency)
+            .field("gather", &self.gather)
             .finish_non_exhaustive()
     }
 }

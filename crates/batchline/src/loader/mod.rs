@@ -7,6 +7,7 @@ mod deliver;
 mod feed;
 mod iterate;
 mod pipeline;
+mod route;
 mod slot;
 mod stop;
 mod submitter;
@@ -14,6 +15,7 @@ mod ticket;
 mod worker;
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -22,15 +24,17 @@ pub use config::{AsyncDataLoaderConfig, ConfigBuilder, ErrorPolicy};
 #[cfg(feature = "async")]
 pub use iterate::BatchStream;
 pub use iterate::Batches;
+pub use route::{Gather, LoadPath, Residency};
 
 use feed::Feed;
 use pipeline::Pipeline;
+use route::Route;
 
 use crate::memory::Patience;
 use crate::plan::LastBatch;
 use crate::source::{DataSource, Dataset};
 use crate::stats::{AsyncDataLoaderStats, Stages};
-use crate::sync::Mutex;
+use crate::sync::{self, Mutex};
 use crate::{Error, GpuBatch, LoaderState, MemoryManager, Result};
 
 /// What there was when the consumer asked.
@@ -75,6 +79,8 @@ pub struct AsyncDataLoader {
     /// Of the data set. It may take long to find out, so that is left to who needs it.
     fingerprint: OnceLock<u64>,
     life: Mutex<Life>,
+    /// The way to the device, chosen at the first start. It holds what was registered or uploaded.
+    route: Mutex<Option<Arc<Route>>>,
     /// Held while the loader is started or stopped.
     changing: Mutex<()>,
 }
@@ -127,6 +133,7 @@ impl AsyncDataLoader {
             feed,
             fingerprint,
             life: Mutex::new(Life::default()),
+            route: Mutex::new(None),
             changing: Mutex::new(()),
         })
     }
@@ -140,7 +147,7 @@ impl AsyncDataLoader {
     /// since it was stopped; the buffers can't be allocated; the device is lost.
     pub fn start(&self) -> Result<()> {
         let _changing = self.changing.lock();
-        let mut life = self.life.lock();
+        let life = self.life.lock();
         if life.started {
             let remedy = "call `stop` before you start it again";
             return Err(Error::Lifecycle { state: "started already", remedy });
@@ -153,10 +160,49 @@ impl AsyncDataLoader {
             return Err(Error::Lifecycle { state: "still stopping", remedy });
         }
         let generation = life.generation + 1;
-        let (config, feed) = (Arc::clone(&self.config), Arc::clone(&self.feed));
-        life.current = Some(Pipeline::start(config, feed, generation)?);
+        // Registering or uploading takes time; others may ask meanwhile.
+        drop(life);
+        let pipeline = self.begin(generation)?;
+        let mut life = self.life.lock();
+        life.current = Some(pipeline);
         (life.generation, life.started) = (generation, true);
         Ok(())
+    }
+
+    /// Starts a generation, by the way that was chosen before or is now.
+    fn begin(&self, generation: u64) -> Result<Arc<Pipeline>> {
+        let started = sync::now();
+        let mut place = self.route.lock();
+        let first = place.is_none();
+        let chosen = match &*place {
+            Some(route) => Arc::clone(route),
+            None => Arc::clone(place.insert(Arc::new(self.choose()?))),
+        };
+        let start = |route| {
+            let (config, feed) = (Arc::clone(&self.config), Arc::clone(&self.feed));
+            Pipeline::start(config, feed, route, generation, started)
+        };
+        let pipeline = match start(Arc::clone(&chosen)) {
+            // What was registered or uploaded leaves no room for the batches.
+            Err(error @ (Error::LimitReached { .. } | Error::TooLarge { .. }))
+                if !chosen.is_staged() =>
+            {
+                let reason = format!("not {}: {}", chosen.path, error.chain());
+                drop(chosen);
+                start(Arc::clone(place.insert(Arc::new(Route::staged(reason)))))?
+            }
+            other => other?,
+        };
+        if first && let Some(route) = &*place {
+            pipeline.counters.transferred.fetch_add(route.uploaded, Ordering::Relaxed);
+        }
+        Ok(pipeline)
+    }
+
+    /// Chooses the way to the device.
+    fn choose(&self) -> Result<Route> {
+        let choose = AssertUnwindSafe(|| Route::choose(&self.feed, &self.config));
+        catch_unwind(choose).unwrap_or_else(|panic| Err(Error::panicked("the data set", &*panic)))
     }
 
     /// Ends the generation: threads leave and are joined, batches that nobody took are dropped.
@@ -264,6 +310,8 @@ impl AsyncDataLoader {
         let mut stats = AsyncDataLoaderStats {
             is_running: false,
             generation: life.generation,
+            path: LoadPath::Staged,
+            path_reason: String::new(),
             workers: self.config.workers,
             queued_batches: 0,
             queue_capacity: 0,
@@ -280,11 +328,14 @@ impl AsyncDataLoader {
             device_bytes: memory.device_in_use + memory.device_cached,
             elapsed: Duration::ZERO,
             time_to_first_batch: None,
+            processor_time: None,
             stages: Stages::default(),
         };
         if let Some(pipeline) = &life.current {
             let counters = &pipeline.counters;
             stats.is_running = life.started && pipeline.is_running();
+            stats.path = pipeline.route.path;
+            stats.path_reason.clone_from(&pipeline.route.reason);
             stats.queued_batches = pipeline.deliver.queued();
             stats.batches_produced = counters.produced.load(Ordering::Relaxed);
             stats.batches_delivered = counters.delivered.load(Ordering::Relaxed);
@@ -295,6 +346,7 @@ impl AsyncDataLoader {
             stats.retries = counters.retries.load(Ordering::Relaxed);
             stats.elapsed = pipeline.elapsed();
             stats.time_to_first_batch = pipeline.time_to_first_batch();
+            stats.processor_time = counters.processor_time();
             stats.stages.workers = counters.workers.times();
             stats.stages.submitter = counters.submitter.times_of(stats.elapsed);
             stats.stages.consumer = counters.consumer.times();

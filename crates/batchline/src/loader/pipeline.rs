@@ -9,6 +9,7 @@ use super::buffers::Buffers;
 use super::config::AsyncDataLoaderConfig;
 use super::deliver::{Deliver, Ending, Ready, Taken};
 use super::feed::Feed;
+use super::route::Route;
 use super::stop::Threads;
 use super::ticket::Ring;
 use crate::device::LossListener;
@@ -22,6 +23,8 @@ use crate::{Delivery, Error, Result, SampleSpec, Skipped};
 pub(crate) struct Pipeline {
     pub(super) config: Arc<AsyncDataLoaderConfig>,
     pub(super) feed: Arc<Feed>,
+    /// How batches get to the device.
+    pub(super) route: Arc<Route>,
     pub(super) ring: Ring,
     pub(super) deliver: Deliver,
     /// Set before the first ticket is opened.
@@ -76,6 +79,16 @@ pub(crate) struct Counters {
     pub(crate) transferred: AtomicU64,
     pub(crate) skipped: AtomicU64,
     pub(crate) retries: AtomicU64,
+    /// Nanoseconds of processor time of the workers, each as it last told.
+    pub(crate) processor: AtomicU64,
+}
+
+impl Counters {
+    /// Processor time of the workers, where the system tells.
+    pub(crate) fn processor_time(&self) -> Option<Duration> {
+        sync::processor_time()?;
+        Some(Duration::from_nanos(self.processor.load(Ordering::Relaxed)))
+    }
 }
 
 impl Pipeline {
@@ -83,9 +96,10 @@ impl Pipeline {
     pub(crate) fn start(
         config: Arc<AsyncDataLoaderConfig>,
         feed: Arc<Feed>,
+        route: Arc<Route>,
         generation: u64,
+        started: Instant,
     ) -> Result<Arc<Self>> {
-        let started = sync::now();
         config.memory.device().check()?;
         let resume = config.resume.as_ref();
         let (epoch, position) = resume.map_or((0, 0), |state| (state.epoch, state.position));
@@ -107,6 +121,7 @@ impl Pipeline {
             counters: Counters::default(),
             config,
             feed,
+            route,
         });
         pipeline.counters.skipped.store(resume_skips(&pipeline.config), Ordering::Relaxed);
         if let Feed::Dataset { dataset, .. } = &*pipeline.feed {
@@ -149,7 +164,7 @@ impl Pipeline {
 
     /// Allocates the buffers for samples of this kind.
     pub(super) fn allocate(&self, spec: &SampleSpec) -> Result<&Buffers> {
-        let buffers = Buffers::allocate(spec, &self.config)?;
+        let buffers = Buffers::allocate(spec, &self.config, &self.route)?;
         self.deliver.set_outputs(buffers.output_count());
         let buffers = self.buffers.get_or_init(|| buffers);
         if self.ring.is_stopped() {

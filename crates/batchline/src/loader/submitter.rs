@@ -10,10 +10,12 @@ use super::deliver::{Ending, Ready};
 use super::pipeline::Pipeline;
 use super::slot::Slot;
 use super::ticket::{SkippedRow, Ticket};
+use crate::backend::{ConvertSpec, GatherBy, MAX_PARTS};
 use crate::batch::BatchInfo;
-use crate::command::Submission;
+use crate::command::{CommandBuffer, GatherParts, Source, Submission};
 use crate::memory::{Patience, Share, Tensor};
 use crate::source::{BatchLayout, Part};
+use crate::staging::StagingBuffer;
 use crate::stats::{Doing, Lap, StageClock};
 use crate::{DType, Error, GpuBatch, Result, Shape, Skipped};
 
@@ -129,7 +131,8 @@ impl Pipeline {
         Ok(list)
     }
 
-    /// Gets the slot's content into an output: nothing to do where the slot is the output.
+    /// Gets the slot's content, or the samples that it names, into an output: nothing to do where
+    /// the slot is the output.
     fn transfer(
         &self,
         slot: Slot,
@@ -137,7 +140,6 @@ impl Pipeline {
         lap: &mut Lap<'_>,
     ) -> Result<(Share, Option<Submission>)> {
         let buffers = self.buffers();
-        let memory = &self.config.memory;
         let Some(outputs) = &buffers.outputs else {
             let Slot::Unified(loan) = slot else {
                 unreachable!("only a unified device goes without outputs")
@@ -150,40 +152,126 @@ impl Pipeline {
         let mut commands = buffers.commands.get_buffer()?;
         let raw = match (&slot, &buffers.raws) {
             (Slot::Staging(_), Some(raws)) => {
-                Share::lent(raws.acquire(Patience::Forever, no_more)?)
+                Some(Share::lent(raws.acquire(Patience::Forever, no_more)?))
             }
-            _ => output.clone(),
+            _ => None,
         };
         lap.spent(Doing::WaitingForRoom);
         if rows == 0 {
             return Ok((output, None));
         }
-        let raw = match slot {
-            Slot::Unified(loan) => Share::lent(loan),
-            Slot::Staging(buffer) => {
-                // One copy for all tensors. Between them it carries bytes of no meaning.
-                let last = buffers.layout.parts.last().expect("an input at least");
-                let used = last.offset + rows * last.row_bytes;
-                let alignment = memory.device().info().copy_alignment;
-                let used = used.next_multiple_of(alignment);
-                let used = used.min(buffers.layout.bytes);
-                let whole = whole(&raw, buffers.layout.bytes)?;
-                commands.upload_range(buffer, 0..used, &whole, 0)?;
-                self.counters.transferred.fetch_add(used, Ordering::Relaxed);
-                raw
+        match slot {
+            Slot::Unified(loan) => {
+                self.convert(&Share::lent(loan), &output, rows, &mut commands)?
             }
-        };
-        if let Some(conversion) = &buffers.convert {
-            let pairs = buffers.layout.parts.iter().zip(&buffers.output_layout.parts);
-            for (number, (from, to)) in pairs.enumerate() {
-                let (from, to) = (view(&raw, from, rows)?, view(&output, to, rows)?);
-                match number {
-                    0 => commands.convert(&from, &to, conversion)?,
-                    _ => commands.copy(&from, &to)?,
+            Slot::Staging(slot) if self.route.is_staged() => {
+                self.upload(slot, raw.as_ref().unwrap_or(&output), rows, &mut commands)?;
+                if let Some(raw) = &raw {
+                    self.convert(raw, &output, rows, &mut commands)?;
                 }
+            }
+            Slot::Staging(slot) => {
+                self.gather(slot, raw.as_ref(), &output, rows, &mut commands)?;
             }
         }
         Ok((output, Some(commands.execute()?)))
+    }
+
+    /// Records the copy of a slot: one for all tensors. Between them it carries bytes of no meaning.
+    fn upload(
+        &self,
+        slot: StagingBuffer,
+        target: &Share,
+        rows: u64,
+        commands: &mut CommandBuffer,
+    ) -> Result<()> {
+        let layout = &self.buffers().layout;
+        let last = layout.parts.last().expect("an input at least");
+        let used = last.offset + rows * last.row_bytes;
+        let alignment = self.config.memory.device().info().copy_alignment;
+        let used = used.next_multiple_of(alignment).min(layout.bytes);
+        commands.upload_range(slot, 0..used, &whole(target, layout.bytes)?, 0)?;
+        self.counters.transferred.fetch_add(used, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Records what makes an output of a batch as the source has it.
+    fn convert(
+        &self,
+        raw: &Share,
+        output: &Share,
+        rows: u64,
+        commands: &mut CommandBuffer,
+    ) -> Result<()> {
+        let buffers = self.buffers();
+        let pairs = buffers.raw_layout.parts.iter().zip(&buffers.output_layout.parts);
+        for (number, (from, to)) in pairs.enumerate() {
+            let (from, to) = (view(raw, from, rows)?, view(output, to, rows)?);
+            match (number, &buffers.convert) {
+                (0, Some(conversion)) => commands.convert(&from, &to, conversion)?,
+                _ => commands.copy(&from, &to)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Records what fetches the samples that a slot names: each tensor straight into the output, but
+    /// for an input that is converted later.
+    fn gather(
+        &self,
+        slot: StagingBuffer,
+        raw: Option<&Share>,
+        output: &Share,
+        rows: u64,
+        commands: &mut CommandBuffer,
+    ) -> Result<()> {
+        let buffers = self.buffers();
+        let indices = commands.keep_indices(slot, rows);
+        let input = match raw {
+            Some(raw) => view(raw, &buffers.raw_layout.parts[0], rows)?,
+            None => view(output, &buffers.output_layout.parts[0], rows)?,
+        };
+        let mut transferred = rows * 8;
+        // Copies first: a kernel that they would wait for leaves the link idle.
+        for by in [GatherBy::Copies, GatherBy::Kernel] {
+            let mut parts = GatherParts::default();
+            for (number, source) in self.route.sources.iter().enumerate() {
+                let Some(source) = source.as_ref().filter(|_| self.route.by[number] == by) else {
+                    continue;
+                };
+                let row_bytes = buffers.raw_layout.parts[number].row_bytes;
+                if matches!(source, Source::Registered(_)) {
+                    transferred += rows * row_bytes;
+                }
+                if number == 0 {
+                    let spec = self.fused_spec(&input, rows)?;
+                    parts.push(source, row_bytes, &input, spec);
+                } else {
+                    let target = view(output, &buffers.output_layout.parts[number], rows)?;
+                    parts.push(source, row_bytes, &target, None);
+                }
+                if parts.len() == MAX_PARTS {
+                    commands.gather(&indices, by, std::mem::take(&mut parts));
+                }
+            }
+            commands.gather(&indices, by, parts);
+        }
+        if let (Some(_), Some(conversion)) = (raw, &buffers.convert) {
+            let target = view(output, &buffers.output_layout.parts[0], rows)?;
+            commands.convert(&input, &target, conversion)?;
+        }
+        self.counters.transferred.fetch_add(transferred, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// What is made of the input on the way, if that is so.
+    fn fused_spec(&self, target: &Tensor, rows: u64) -> Result<Option<ConvertSpec>> {
+        let buffers = self.buffers();
+        let Some(conversion) = buffers.convert.as_ref().filter(|_| self.route.fused) else {
+            return Ok(None);
+        };
+        let input = &buffers.raw_layout.parts[0];
+        conversion.spec_for(input.dtype, target.dtype(), input.shape.batched(rows)?).map(Some)
     }
 }
 

@@ -483,7 +483,9 @@ mod loom_tests {
             });
             model.ring.stop();
             model.slots.close(Error::Closed { what: "slots" });
-            workers.map(|worker| worker.join().unwrap());
+            for worker in workers {
+                worker.join().unwrap();
+            }
             let submitted = model.submitted.lock();
             assert!(submitted.iter().copied().eq(0..submitted.len() as u64));
             model.ring.clear();

@@ -11,7 +11,7 @@ use super::slot::Claim;
 use super::ticket::{Outcome, Place, SkippedRow, Task};
 use crate::plan::{BatchRows, Cut, LastBatch, Sampler};
 use crate::source::{DataSource, Dataset, Rows, Sample, SampleKey, SampleMut};
-use crate::stats::{Doing, Lap};
+use crate::stats::{Doing, Lap, Meter};
 use crate::sync::Mutex;
 use crate::{BoxError, Error, Result, Skipped};
 use std::sync::atomic::Ordering;
@@ -31,9 +31,11 @@ impl Pipeline {
         let share = (batch / (2 * self.config.workers as u64)).max(1);
         // The samples of a claim; kept, so that nothing is allocated per claim.
         let mut indices = Vec::with_capacity(usize::try_from(batch.min(1 << 16)).unwrap_or(0));
+        let mut meter = Meter::new(&self.counters.processor);
         loop {
             let task = self.ring.next_task(most);
             lap.spent(Doing::WaitingForRoom);
+            meter.read_at(lap.since());
             match (task, &*self.feed) {
                 (Task::End, _) => return,
                 (Task::Open, feed) => {
@@ -117,9 +119,14 @@ impl Pipeline {
         place: Place,
         mut rows: Rows<'_>,
     ) -> Outcome {
-        if contain("the data set", || Ok(self.copy_rows(dataset, indices, &mut rows)))
-            .unwrap_or(false)
-        {
+        let by_number = !self.route.is_staged();
+        let done = contain("the data set", || {
+            Ok(match by_number {
+                true => write_numbers(indices, dataset.len(), &mut rows),
+                false => self.copy_rows(dataset, indices, &mut rows),
+            })
+        });
+        if done.unwrap_or(false) {
             return Outcome::default();
         }
         let mut outcome = Outcome::default();
@@ -135,6 +142,10 @@ impl Pipeline {
                     let len = dataset.len();
                     let problem = format!("the sampler named sample {index} of {len}");
                     return Err(Error::Source { problem }.into());
+                }
+                if by_number {
+                    rows.row(row).all(0).copy_from_slice(&index.to_ne_bytes());
+                    return Ok(());
                 }
                 let mut sample = SampleMut::new(spec, rows.row(row), key);
                 dataset.read(index, &mut sample)?;
@@ -386,6 +397,16 @@ impl Pipeline {
         }
         result
     }
+}
+
+/// Writes the samples' numbers for a device that fetches them by itself; false where there are no
+/// such samples, which it must never be told.
+fn write_numbers(indices: &[u64], len: u64, rows: &mut Rows<'_>) -> bool {
+    if indices.iter().any(|index| *index >= len) {
+        return false;
+    }
+    rows.all(0).copy_from_slice(bytemuck::cast_slice(indices));
+    true
 }
 
 fn failed(stage: &'static str, place: Place, sample: Option<u64>, source: BoxError) -> Error {

@@ -22,7 +22,7 @@ pub(crate) struct Registered {
     /// Whether the device may go on reading it for ever.
     quarantined: AtomicBool,
     /// Last: the device must outlive what is registered with it.
-    manager: MemoryManager,
+    _manager: MemoryManager,
 }
 
 /// Keeps a data set.
@@ -60,7 +60,7 @@ impl Registered {
             reservation: Some(reservation),
             dataset: Some(Owner(Arc::clone(dataset))),
             quarantined: AtomicBool::new(false),
-            manager: manager.clone(),
+            _manager: manager.clone(),
         }))
     }
 

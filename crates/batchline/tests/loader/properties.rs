@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use batchline::testing::{FaultControl, FaultPlan, faulty_device};
 use batchline::{
-    AsyncDataLoader, AsyncDataLoaderConfig, Conversion, DType, ErrorPolicy, FnDataset, HostTensor,
-    LastBatch, LoaderState, MemoryLimits, MemoryManager, Sample, SampleSpec, Sampler, mix,
+    AsyncDataLoader, AsyncDataLoaderConfig, Conversion, DType, ErrorPolicy, FnDataset, Gather,
+    HostTensor, InMemory, LastBatch, LoadPath, LoaderState, MemoryLimits, MemoryManager, Residency,
+    Sample, SampleSpec, Sampler, mix,
 };
 
 use super::assert_home;
@@ -58,6 +59,12 @@ struct Case {
     fault: Option<Fault>,
     held: usize,
     resume_after: Option<usize>,
+    /// Whether the samples lie in memory, for a device that can fetch them by itself.
+    in_memory: bool,
+    residency: Residency,
+    gather: Gather,
+    /// What is made of the input, if it is converted.
+    target: DType,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -101,7 +108,7 @@ impl Case {
         let most = if random.one_in(2) { 64 } else { 8 };
         let batch_size = 1 + random.below(most);
         let max_held = 1 + usize::try_from(random.below(3)).unwrap();
-        Self {
+        let mut case = Self {
             seed,
             len: 1 + random.below(90),
             width: random.below(40),
@@ -138,7 +145,25 @@ impl Case {
             },
             held: usize::try_from(random.below(max_held as u64 + 1)).unwrap(),
             resume_after: random.one_in(3).then(|| usize::try_from(random.below(12)).unwrap()),
+            in_memory: false,
+            residency: Residency::Host,
+            gather: Gather::Auto,
+            target: DType::I32,
+        };
+        if !case.pull && case.bad.is_none() && random.one_in(2) {
+            case.in_memory = true;
+            // Some rows are long enough for copies, and some samples have no bytes at all.
+            case.width = random.below(100) * u64::from(!random.one_in(10));
+            case.gather = [Gather::Auto, Gather::Copies, Gather::Kernel, Gather::Never]
+                [usize::try_from(random.below(4)).unwrap()];
+            if random.one_in(2) {
+                case.residency = Residency::Device;
+            }
+            if random.one_in(2) {
+                case.target = DType::F32;
+            }
         }
+        case
     }
 
     /// A sample's bytes.
@@ -220,8 +245,9 @@ impl Case {
             Order::Own => config = config.sampler(Strided { len: self.len }),
         }
         if self.convert {
-            config = config.convert(DType::I32, Conversion::new());
+            config = config.convert(self.target, Conversion::new());
         }
+        config = config.residency(self.residency).gather(self.gather);
         if self.skip {
             config = config.error_policy(ErrorPolicy::Skip { at_most: u64::MAX });
         }
@@ -241,6 +267,14 @@ impl Case {
                 })
             });
             return Some(AsyncDataLoader::from_source(source, config.build().unwrap()).unwrap());
+        }
+        if self.in_memory {
+            let bytes = (0..self.len).flat_map(|index| self.bytes(index)).collect::<Vec<u8>>();
+            let labels = (0..self.len).map(u64::cast_signed).collect::<Vec<i64>>();
+            let inputs = HostTensor::new(bytes, &[self.len, self.width]).unwrap();
+            let labels = HostTensor::new(labels, &[self.len]).unwrap();
+            let dataset = InMemory::new(inputs).unwrap().labels(labels).unwrap();
+            return AsyncDataLoader::new(dataset, config.build().unwrap()).ok();
         }
         let spec = SampleSpec::new(DType::U8, &[self.width]).unwrap();
         let spec = spec.label(DType::I64, &[]).unwrap();
@@ -270,6 +304,7 @@ impl Case {
             seed: self.seed,
             max_delay: Duration::from_micros(if self.seed.is_multiple_of(3) { 60 } else { 0 }),
             unified: self.unified,
+            gathers: self.in_memory,
             ..FaultPlan::default()
         };
         match self.fault {
@@ -290,7 +325,14 @@ impl Case {
             assert!(expected.is_empty());
             return;
         };
-        loader.start().unwrap();
+        if let Err(error) = loader.start() {
+            // It was met by the upload of all samples.
+            assert!(matches!(self.fault, Some(Fault::Unclear(_) | Fault::Lost(_))), "{error}");
+            assert_eq!(self.residency, Residency::Device);
+            drop(loader);
+            return assert_home(&memory);
+        }
+        self.check_path(&loader);
         let resume_after = self.resume_after.filter(|_| self.fault.is_none());
         let (seen, failed, state) = self.drain(&loader, &control, &expected, resume_after);
         loader.stop().unwrap();
@@ -314,6 +356,22 @@ impl Case {
         }
         control.settle();
         assert_eq!(control.mismatches(), 0, "what the consumer's own work found");
+        if memory.device().check().is_ok() {
+            assert_eq!(control.registered(), 0, "memory that is still registered");
+        }
+    }
+
+    /// Without faults it is known which way batches go.
+    fn check_path(&self, loader: &AsyncDataLoader) {
+        let stats = loader.stats();
+        let path = match (self.in_memory && !self.unified, self.residency, self.gather) {
+            (true, Residency::Device, _) => LoadPath::Resident,
+            (true, _, Gather::Auto | Gather::Copies | Gather::Kernel) => LoadPath::Gathered,
+            _ => LoadPath::Staged,
+        };
+        if self.fault.is_none() && !self.tight {
+            assert_eq!(stats.path, path, "{}", stats.path_reason);
+        }
     }
 
     /// Takes batches and compares them; returns how many, whether an error came, and the state
@@ -355,7 +413,11 @@ impl Case {
                 }
             }
             let read = || -> Result<(Vec<u8>, Vec<i64>), batchline::Error> {
-                let input = if self.convert {
+                let input = if self.convert && self.target == DType::F32 {
+                    let wide = batch.input_tensor().to_vec::<f32>()?;
+                    #[allow(clippy::cast_possible_truncation, reason = "a byte")]
+                    wide.into_iter().map(|value| u8::try_from(value as i64).unwrap()).collect()
+                } else if self.convert {
                     let wide = batch.input_tensor().to_vec::<i32>()?;
                     wide.into_iter().map(|value| u8::try_from(value).unwrap()).collect()
                 } else {
