@@ -20,6 +20,7 @@ unsafe_files=(
     "crates/batchline/src/backend/cuda/queue.rs: takes a raw stream on a promise"
     "crates/batchline/tests/cuda/driver.rs: calls the driver, as a user does"
     "crates/batchline/src/backend/host/execute.rs: commands name memory by address"
+    "crates/batchline/src/backend/host/registered.rs: promises that memory is readable"
     "crates/batchline/src/backend/host/memory.rs: allocates and frees"
     "crates/batchline/src/backend/host/mod.rs: runs the commands of a segment"
     "crates/batchline/src/backend/memory.rs: the traits by which a backend promises addresses"

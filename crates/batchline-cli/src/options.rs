@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use batchline::{Conversion, DType, Shape};
+use batchline::{Conversion, DType, Gather, Shape};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::failure::Failure;
@@ -83,6 +83,16 @@ pub(crate) struct RunOptions {
     /// commas between; channels are the last dimension. Example: 127.5/127.5
     #[arg(long, value_name = "MEAN/STD", allow_hyphen_values = true)]
     pub(crate) normalize: Option<Normalize>,
+
+    /// Upload the whole data set at the start, if it lies in memory or is mapped and fits under
+    /// --device-limit, and make batches on the device
+    #[arg(long)]
+    pub(crate) resident: bool,
+
+    /// What fetches samples of a data set that lies in memory: the device, by copies or by a kernel
+    /// (auto takes what is faster), or never, so that workers copy them
+    #[arg(long, value_name = "BY", default_value = "auto")]
+    pub(crate) gather: GatherChoice,
 
     /// Leave out samples that can't be read, up to this many
     #[arg(long, value_name = "N")]
@@ -172,6 +182,26 @@ impl FromStr for DeviceChoice {
                 let number = name.strip_prefix("cuda:").ok_or_else(unknown)?;
                 number.parse().map(Self::Cuda).map_err(|_| unknown())
             }
+        }
+    }
+}
+
+/// What fetches samples.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum GatherChoice {
+    Auto,
+    Copies,
+    Kernel,
+    Never,
+}
+
+impl From<GatherChoice> for Gather {
+    fn from(choice: GatherChoice) -> Self {
+        match choice {
+            GatherChoice::Auto => Self::Auto,
+            GatherChoice::Copies => Self::Copies,
+            GatherChoice::Kernel => Self::Kernel,
+            GatherChoice::Never => Self::Never,
         }
     }
 }

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use batchline::{
     AsyncDataLoader, AsyncDataLoaderConfig, AsyncDataLoaderStats, ConfigBuilder, Dataset, Device,
-    ErrorPolicy, GpuBatch, LoaderState, MemoryLimits, MemoryManager, SampleSpec, formats,
+    ErrorPolicy, GpuBatch, LoaderState, MemoryLimits, MemoryManager, Residency, SampleSpec,
+    formats,
 };
 use sha2::{Digest, Sha256};
 
@@ -114,7 +115,11 @@ fn settings(options: &RunOptions) -> Result<ConfigBuilder, Failure> {
         .shuffle(options.shuffle)
         .seed(options.seed)
         .drop_last(options.drop_last)
-        .shard(options.rank, options.world_size);
+        .shard(options.rank, options.world_size)
+        .gather(options.gather.into());
+    if options.resident {
+        settings = settings.residency(Residency::Device);
+    }
     if let Some(at_most) = options.skip_errors {
         settings = settings.error_policy(ErrorPolicy::Skip { at_most });
     }

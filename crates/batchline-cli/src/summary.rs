@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use batchline::{Bottleneck, DType, DeviceKind, Skipped, StageTimes};
+use batchline::{Bottleneck, DType, DeviceKind, LoadPath, Skipped, StageTimes};
 use serde::Serialize;
 
 use crate::options::RunOptions;
@@ -24,7 +24,8 @@ pub(crate) struct Summary {
     device_kind: DeviceKind,
     hardware: bool,
     /// How batches get to the device.
-    path: &'static str,
+    path: LoadPath,
+    path_reason: String,
     batch_size: u64,
     workers: usize,
     prefetch_depth: usize,
@@ -35,9 +36,12 @@ pub(crate) struct Summary {
     samples: u64,
     /// Bytes of the batches, as they lie on the device.
     bytes: u64,
-    /// Bytes that were copied to the device to get them there.
+    /// Bytes that crossed the link to the device.
     bytes_transferred: u64,
+    link_bytes_per_second: f64,
     seconds: f64,
+    /// Processor time of the workers.
+    cpu_seconds: Option<f64>,
     samples_per_second: f64,
     bytes_per_second: f64,
     time_to_first_batch_ms: Option<f64>,
@@ -95,7 +99,8 @@ impl Summary {
             device: info.name.clone(),
             device_kind: info.kind,
             hardware: info.hardware,
-            path: "staged",
+            path: stats.path,
+            path_reason: stats.path_reason.clone(),
             batch_size: options.batch_size,
             workers: stats.workers,
             prefetch_depth: options.prefetch_depth,
@@ -105,7 +110,9 @@ impl Summary {
             samples: stats.samples_delivered,
             bytes: stats.bytes_delivered,
             bytes_transferred: stats.bytes_transferred,
+            link_bytes_per_second: per_second(stats.bytes_transferred, seconds),
             seconds,
+            cpu_seconds: stats.processor_time.map(|time| time.as_secs_f64()),
             samples_per_second: per_second(stats.samples_delivered, seconds),
             bytes_per_second: per_second(stats.bytes_delivered, seconds),
             time_to_first_batch_ms: stats.time_to_first_batch.map(|time| 1e3 * time.as_secs_f64()),
@@ -139,9 +146,8 @@ impl fmt::Display for Summary {
         let sample: Vec<String> = self.sample.iter().map(Part::to_string).collect();
         let samples = counted(self.dataset_samples, "sample", "samples");
         writeln!(f, "data set     {}: {samples} of {}", self.dataset, sample.join(", "))?;
-        // On the host the slot that the workers fill is the batch itself.
-        let copied = if self.bytes_transferred == 0 { ", nothing copied" } else { "" };
-        writeln!(f, "device       {}, path {}{copied}", self.device, self.path)?;
+        writeln!(f, "device       {}", self.device)?;
+        writeln!(f, "path         {}: {}", self.path, self.path_reason)?;
         write!(
             f,
             "delivered    {} of up to {}, {}, {}",
@@ -160,6 +166,16 @@ impl fmt::Display for Summary {
         }
         let (samples, bytes) = (self.samples_per_second, self.bytes_per_second);
         writeln!(f, "throughput   {}, {}", sample_rate(samples), byte_rate(bytes))?;
+        // On the host the slot that the workers fill is the batch itself.
+        if self.bytes_transferred > 0 {
+            let (all, rate) = (self.bytes_transferred, self.link_bytes_per_second);
+            writeln!(f, "link         {}, {}", crate::quantities::bytes(all), byte_rate(rate))?;
+        }
+        if let Some(seconds) = self.cpu_seconds {
+            let cores = seconds / self.seconds.max(f64::MIN_POSITIVE);
+            let taken = time(Duration::from_secs_f64(seconds));
+            writeln!(f, "processor    {taken} of the workers, {cores:.2} cores")?;
+        }
         let workers = counted(self.workers as u64, "worker", "workers");
         let header = ["working", "waiting for input", "waiting for room"];
         writeln!(f, "stages       {:14}{:>9}{:>20}{:>19}", "", header[0], header[1], header[2])?;

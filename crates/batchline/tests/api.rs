@@ -9,19 +9,20 @@ use std::hash::Hash;
 use std::iter::FusedIterator;
 
 use batchline::backend::{
-    Backend, Command, CommandKind, ConvertSpec, DeviceMemory, Direction, Fence, StagingMemory,
-    SubmitError,
+    Backend, Command, CommandKind, ConvertSpec, DeviceMemory, Direction, Fence, GatherBy, Gathers,
+    RegisteredMemory, StagingMemory, SubmitError,
 };
 use batchline::testing::{FaultControl, FaultPlan};
 use batchline::{
     AsyncDataLoader, AsyncDataLoaderConfig, AsyncDataLoaderStats, BatchOperation, BatchStream,
     Batches, Bottleneck, BoundBatch, BoxError, ChannelOrder, CommandBuffer, CommandBufferPool,
     CommandPoolStats, ConfigBuilder, Conversion, Custom, DType, DataSource, Dataset, Delivery,
-    Device, DeviceInfo, DeviceKind, Error, ErrorPolicy, FnDataset, FnSource, Found, GpuBatch, Host,
-    HostCustom, HostTensor, HostView, InMemory, IterSource, LastBatch, LoaderState, MemoryLimits,
-    MemoryManager, MemoryStats, Permutation, Readback, Sample, SampleBuffer, SampleMut, SampleSpec,
-    Sampler, Sequential, Shape, Shard, Shuffled, Skipped, StageTimes, Stages, StagingBuffer,
-    StagingBufferPool, StagingPoolStats, Submission, Tensor, TensorSpec, Transfer, UnknownDType,
+    Device, DeviceInfo, DeviceKind, Error, ErrorPolicy, FnDataset, FnSource, Found, Gather,
+    GpuBatch, Host, HostCustom, HostTensor, HostView, InMemory, IterSource, LastBatch, LoadPath,
+    LoaderState, MemoryLimits, MemoryManager, MemoryStats, Permutation, Readback, Residency,
+    Sample, SampleBuffer, SampleMut, SampleSpec, Sampler, Sequential, Shape, Shard, Shuffled,
+    Skipped, StageTimes, Stages, StagingBuffer, StagingBufferPool, StagingPoolStats, Submission,
+    Tensor, TensorSpec, Transfer, UnknownDType,
 };
 
 /// Lists the types that a bound must hold for.
@@ -41,7 +42,7 @@ fn types_go_to_any_thread_and_can_be_printed() {
         DeviceKind, Error, ErrorPolicy, FaultControl, FaultPlan, FnDataset<Read>, FnSource<Next>,
         Found, GpuBatch, Host, HostCustom<'static>, HostTensor, HostView<'static>, InMemory,
         IterSource<fn() -> Items, Items>, LastBatch, LoaderState, MemoryLimits, MemoryManager,
-        MemoryStats, Permutation, Readback, Sample, SampleBuffer, SampleSpec, Sequential, Shape,
+        MemoryStats, Permutation, Readback, Residency, Sample, SampleBuffer, SampleSpec, Sequential, Shape,
         Shard, Shuffled, Skipped, StageTimes, Stages, StagingBuffer, StagingBufferPool,
         StagingPoolStats, Submission, Tensor, TensorSpec, Transfer, UnknownDType,
         CommandKind, ConvertSpec, Direction, Fence, SubmitError);
@@ -59,21 +60,21 @@ fn types_go_to_any_thread_and_can_be_printed() {
 #[test]
 fn values_are_copied_compared_and_kept() {
     fn handle<T: Clone + 'static>() {}
-    all!(handle: AsyncDataLoaderConfig, CommandBufferPool, ConfigBuilder, Conversion, Device,
+    all!(handle: AsyncDataLoaderConfig, AsyncDataLoaderStats, CommandBufferPool, ConfigBuilder, Conversion, Device,
         DeviceInfo, Error, FaultControl, Found, HostTensor, InMemory, LoaderState, MemoryManager,
         Sample, SampleSpec, StagingBufferPool, Submission, Tensor, TensorSpec);
     fn value<T: Copy + Eq + 'static>() {}
-    all!(value: AsyncDataLoaderStats, CommandPoolStats, MemoryLimits, MemoryStats, Permutation,
+    all!(value: CommandPoolStats, MemoryLimits, MemoryStats, Permutation,
         Sequential, Shape, Shuffled, StageTimes, Stages, StagingPoolStats);
     fn key<T: Eq + Hash>() {}
     all!(key: Bottleneck, ChannelOrder, CommandKind, DType, DeviceKind, Direction, ErrorPolicy,
-        Fence, LastBatch, SampleSpec, Shape, Shard, TensorSpec);
+        Fence, Gather, GatherBy, LastBatch, LoadPath, Residency, SampleSpec, Shape, Shard, TensorSpec);
     fn with_default<T: Default>() {}
     all!(with_default: AsyncDataLoaderStats, CommandPoolStats, ConfigBuilder, Conversion,
-        ErrorPolicy, LastBatch, MemoryLimits, MemoryStats, Shape, Shard, StagingPoolStats);
+        ErrorPolicy, Gather, Gathers, LastBatch, LoadPath, MemoryLimits, Residency, MemoryStats, Shape, Shard, StagingPoolStats);
     fn reported<T: serde::Serialize>() {}
     all!(reported: AsyncDataLoaderStats, Bottleneck, CommandPoolStats, DType, DeviceInfo,
-        DeviceKind, LoaderState, MemoryStats, Skipped, StageTimes, Stages, StagingPoolStats);
+        DeviceKind, LoadPath, LoaderState, MemoryStats, Skipped, StageTimes, Stages, StagingPoolStats);
 }
 
 #[test]
@@ -112,13 +113,15 @@ fn traits_make_objects() {
     fn source<T: DataSource>() {}
     all!(source: Box<dyn DataSource>);
     fn object<T: ?Sized + Send + Sync>() {}
-    all!(object: dyn Sampler, dyn Backend, dyn DeviceMemory, dyn StagingMemory);
+    all!(object: dyn Sampler, dyn Backend, dyn DeviceMemory, dyn RegisteredMemory,
+        dyn StagingMemory);
 }
 
 #[test]
 fn names_are_aligned_where_a_width_is_asked_for() {
     assert_eq!(format!("{:>5}|{:<5}|", DType::F32, DType::Bool), "  f32|bool |");
     assert_eq!(format!("{:6}|{:10}|", DeviceKind::Host, Bottleneck::Workers), "host  |workers   |");
+    assert_eq!(format!("{:9}|", batchline::LoadPath::Gathered), "gathered |");
 }
 
 /// A sampler may be chosen at run time.

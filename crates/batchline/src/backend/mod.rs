@@ -139,6 +139,7 @@ pub enum CommandKind {
 /// One command of a segment, validated.
 #[derive(Debug)]
 #[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "a box would be an allocation per batch")]
 pub enum Command<'a> {
     /// `dst` becomes what lies at `src[src_offset..][..dst.len]`.
     Upload {

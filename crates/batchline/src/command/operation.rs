@@ -9,6 +9,7 @@ use crate::staging::StagingBuffer;
 
 /// An operation that was validated when it was recorded. It owns what it touches.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a box would be an allocation per batch")]
 pub(crate) enum Operation {
     Upload { src: StagingBuffer, src_offset: u64, dst: Span },
     Download { src: Span, dst: StagingLease, arrive: Arrival },

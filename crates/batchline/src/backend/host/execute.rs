@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 
 use super::convert::convert;
-use super::memory::HostRegistered;
+use super::registered::HostRegistered;
 use crate::backend::{
     Command, ConvertSpec, Custom, GatherSpec, HostCustom, Region, RowSource, StagingMemory,
 };
@@ -90,6 +90,7 @@ impl Job {
     }
 
     /// Whether it reads this memory of the host by itself.
+    #[cfg(feature = "testing")]
     pub(crate) fn gathers_from(&self, memory: Bytes) -> bool {
         match self {
             Job::Gather { parts, .. } => parts.iter().any(|part| part.source == memory),
@@ -186,6 +187,7 @@ fn call(work: Custom, tensors: HostCustom<'_>) -> Result<()> {
 }
 
 impl Bytes {
+    #[cfg_attr(not(feature = "testing"), allow(dead_code, reason = "for the device of the tests"))]
     pub(crate) fn new(memory: NonNull<[u8]>) -> Self {
         Self { start: memory.as_ptr().cast(), len: memory.len() }
     }

@@ -7,6 +7,7 @@
 pub(crate) mod convert;
 pub(crate) mod execute;
 mod memory;
+mod registered;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,7 +19,9 @@ use super::{
 use crate::Result;
 
 pub(crate) use execute::Job;
-pub(crate) use memory::{HostMemory, HostRegistered};
+pub(crate) use memory::HostMemory;
+#[cfg(feature = "testing")]
+pub(crate) use registered::HostRegistered;
 
 /// See the [module](self).
 #[derive(Debug)]
