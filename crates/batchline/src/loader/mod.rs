@@ -172,36 +172,37 @@ impl AsyncDataLoader {
     /// Starts a generation, by the way that was chosen before or is now.
     fn begin(&self, generation: u64) -> Result<Arc<Pipeline>> {
         let started = sync::now();
-        let mut place = self.route.lock();
-        let first = place.is_none();
-        let chosen = match &*place {
-            Some(route) => Arc::clone(route),
-            None => Arc::clone(place.insert(Arc::new(self.choose()?))),
-        };
-        let start = |route| {
+        let start = |route: &Arc<Route>| {
             let (config, feed) = (Arc::clone(&self.config), Arc::clone(&self.feed));
-            Pipeline::start(config, feed, route, generation, started)
+            Pipeline::start(config, feed, Arc::clone(route), generation, started)
         };
-        let pipeline = match start(Arc::clone(&chosen)) {
-            // What was registered or uploaded leaves no room for the batches.
-            Err(error @ (Error::LimitReached { .. } | Error::TooLarge { .. }))
-                if !chosen.is_staged() =>
-            {
-                let reason = format!("not {}: {}", chosen.path, error.chain());
-                drop(chosen);
-                start(Arc::clone(place.insert(Arc::new(Route::staged(reason)))))?
-            }
-            other => other?,
-        };
-        if first && let Some(route) = &*place {
-            pipeline.counters.transferred.fetch_add(route.uploaded, Ordering::Relaxed);
+        let mut place = self.route.lock();
+        if let Some(route) = &*place {
+            return start(route);
         }
-        Ok(pipeline)
+        let mut against = Vec::new();
+        loop {
+            let route = Arc::new(self.choose(&against)?);
+            match start(&route) {
+                // What was registered or uploaded leaves no room for the batches.
+                Err(error @ (Error::LimitReached { .. } | Error::TooLarge { .. }))
+                    if route.path != LoadPath::Staged =>
+                {
+                    against.push((route.path, error.chain()));
+                }
+                Err(error) => return Err(error),
+                Ok(pipeline) => {
+                    pipeline.counters.transferred.fetch_add(route.uploaded, Ordering::Relaxed);
+                    *place = Some(route);
+                    return Ok(pipeline);
+                }
+            }
+        }
     }
 
-    /// Chooses the way to the device.
-    fn choose(&self) -> Result<Route> {
-        let choose = AssertUnwindSafe(|| Route::choose(&self.feed, &self.config));
+    /// Chooses the way to the device; `against` has reasons against some.
+    fn choose(&self, against: &[(LoadPath, String)]) -> Result<Route> {
+        let choose = AssertUnwindSafe(|| Route::choose(&self.feed, &self.config, against));
         catch_unwind(choose).unwrap_or_else(|panic| Err(Error::panicked("the data set", &*panic)))
     }
 

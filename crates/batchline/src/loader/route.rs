@@ -84,11 +84,16 @@ pub(crate) struct Route {
 }
 
 impl Route {
-    /// Chooses for this feed, registering or uploading its memory.
+    /// Chooses for this feed, registering or uploading its memory. `against` has reasons against
+    /// some ways.
     ///
     /// # Errors
     /// The device is lost. What else goes wrong is a reason to go another way.
-    pub(crate) fn choose(feed: &Feed, config: &AsyncDataLoaderConfig) -> Result<Self> {
+    pub(crate) fn choose(
+        feed: &Feed,
+        config: &AsyncDataLoaderConfig,
+        against: &[(LoadPath, String)],
+    ) -> Result<Self> {
         let Feed::Dataset { dataset, .. } = feed else {
             return Ok(Self::staged("a pull source gives whole batches".to_owned()));
         };
@@ -97,24 +102,26 @@ impl Route {
             return Ok(Self::staged("the device's memory is the host's".to_owned()));
         }
         let gathers = device.core().backend().gathers();
+        let allowed = |path| match against.iter().find(|(other, _)| *other == path) {
+            Some((_, reason)) => Err(no(reason)),
+            None => Ok(()),
+        };
         let mut reasons = Vec::new();
         if config.residency == Residency::Device {
-            match Self::resident(dataset, config, &gathers) {
+            let resident = allowed(LoadPath::Resident);
+            match resident.and_then(|()| Self::resident(dataset, config, &gathers)) {
                 Ok(route) => return Ok(route),
                 Err(error) => reasons.push(format!("not resident: {}", refused(error)?)),
             }
         }
-        match Self::gathered(dataset, config, &gathers) {
-            Ok(mut route) => {
-                reasons.push(std::mem::take(&mut route.reason));
-                route.reason = reasons.join("; ");
-                Ok(route)
-            }
-            Err(error) => {
-                reasons.push(refused(error)?);
-                Ok(Self::staged(reasons.join("; ")))
-            }
-        }
+        let gathered = allowed(LoadPath::Gathered);
+        let mut route = match gathered.and_then(|()| Self::gathered(dataset, config, &gathers)) {
+            Ok(route) => route,
+            Err(error) => Self::staged(refused(error)?),
+        };
+        reasons.push(route.reason);
+        route.reason = reasons.join("; ");
+        Ok(route)
     }
 
     /// The way that is always there.

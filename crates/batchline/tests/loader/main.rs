@@ -1,6 +1,7 @@
 //! The loader on the host, and on the device that injects faults.
 
 mod endings;
+mod paths;
 mod properties;
 mod regressions;
 mod resume;
