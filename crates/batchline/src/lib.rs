@@ -9,7 +9,7 @@
 //!                      ▼
 //! DataSource ─┐     workers ── fill disjoint windows of one slot ──▶ slot k, full
 //! Dataset   ──┘     read → decode → transform, written in place          │
-//!                                                                        ▼  submitter, in order
+//!                                                                        ▼  in ticket order
 //!                                           command buffer: copy ─▶ convert ─▶ fence
 //!                                                                        │
 //!          slot back to its pool ◀── reaper: fence passed ◀──────────────┤
@@ -56,6 +56,7 @@
 //! | to go on after a restart | [`LoaderState`], [`ConfigBuilder::resume_from`] | [`guide::resume`] |
 //! | bad samples not to end the run | [`ErrorPolicy`] | [`guide::errors`] |
 //! | pixels as `u8` over the link and as floats on the device | [`ConfigBuilder::convert`] | |
+//! | the device to fetch samples by itself | [`ConfigBuilder::gather`], [`ConfigBuilder::residency`] | [`guide::paths`] |
 //! | to know what holds the run up | [`AsyncDataLoader::stats`] | [`guide::bottlenecks`] |
 //! | to use a batch in your own kernels | [`GpuBatch::bind`] | [`guide::own_wgpu_device`] |
 //! | batches in asynchronous code | `AsyncDataLoader::stream` (feature `async`) | [`guide::streams`] |

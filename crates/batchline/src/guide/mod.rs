@@ -9,6 +9,7 @@
 //! | [`errors`] | bad samples, retries, panics |
 //! | [`resume`] | to go on after a restart |
 //! | [`ranks`] | several processes |
+//! | [`paths`] | which way batches take to the device, and how to get a faster one |
 //! | [`bottlenecks`] | where the time goes, and what to do about it |
 //! | [`pools`] | staging buffers, command buffers and tensors without a loader |
 //! | [`own_wgpu_device`] | a wgpu device shared with your own compute passes |
@@ -38,6 +39,9 @@ pub mod ranks {}
 
 #[doc = include_str!("bottlenecks.md")]
 pub mod bottlenecks {}
+
+#[doc = include_str!("paths.md")]
+pub mod paths {}
 
 #[doc = include_str!("pools.md")]
 pub mod pools {}

@@ -104,7 +104,7 @@ const EXPECTED: [(Stage, &str, [&str; 8]); 16] = {
         ),
         (
             Stage::Full,
-            "submitter: waits for a full ticket",
+            "a full ticket behind one that is not",
             [WORKER, WORKER, LOST, STOP, HOME, HOME, HOME, LATE],
         ),
         (

@@ -33,7 +33,7 @@ pub(crate) enum Stage {
     Reset,
     /// A worker waits for a free slot.
     Slot,
-    /// The submitter waits for the ticket in front; the one behind it is full.
+    /// The ticket in front is not full; the one behind it is.
     Full,
     /// The submitter waits for an output.
     Output,
@@ -134,7 +134,7 @@ pub(crate) fn set(stage: Stage, ending: Ending, unified: bool) -> Scene {
     }
     match stage {
         Stage::Output => scene.take(),
-        // Nothing is going on but that a worker, or the submitter, waits for the consumer.
+        // Nothing is going on but that a worker waits for the consumer.
         Stage::Holds if ending.leaves_the_source_alone() => {
             scene.source.open(Verdict::Go);
             scene.take();
