@@ -13,6 +13,7 @@ the code is a failure too.
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,9 @@ BREAKS = [
      "            return Some(Ok(self.tickets.pop_front()));",
      "if let Some(at) = self.tickets.iter().rposition(Ticket::is_full) {\n            self.front += 1;\n"
      "            return Some(Ok(self.tickets.remove(at)));",
+     "loader", "any_settings_any_delays_any_fault"),
+    (2, "two workers submit at once", "loader/ticket.rs",
+     "if state.submitting && !*turn {", "if state.submitting && !*turn && self.is_stopped() {",
      "loader", "any_settings_any_delays_any_fault"),
     (3, "a slot is free at submission", "command/reaper.rs",
      "fences.into_iter().try_for_each(|fence| health.wait(fence))",
@@ -102,6 +106,10 @@ BREAKS = [
     (11, "a tensor is written while a slice of it is out", "command/execute.rs",
      "if span.block().usage.lock().views > 0 {", "if span.block().usage.lock().views > 1000 {",
      "pools", "a_tensor_that_is_seen_on_the_host_is_not_written"),
+    (11, "the device is told of samples that are not there", "loader/worker.rs",
+     "if indices.iter().any(|index| *index >= len) {\n        return false;",
+     "if indices.iter().any(|index| *index >= u64::MAX - len) {\n        return false;",
+     "loader", "numbers_beyond_the_samples_are_errors"),
     (12, "the state counts what was read ahead", "loader/pipeline.rs",
      "if place.last { (place.epoch + 1, 0) } else { (place.epoch, place.batch + 1) };",
      "if place.last { (place.epoch + 1, 0) } else { (place.epoch, self.counters.produced.load(Ordering::Relaxed)) };",
@@ -118,11 +126,15 @@ def cargo(target, test, run):
                "--features", "formats", "--test", target, *([] if run else ["--no-run"]),
                test, "--", *([] if run else [])]
     environment = {**os.environ, "CARGO_TARGET_DIR": str(COPY / "target"), "CARGO_INCREMENTAL": "1"}
+    # A session of its own, so that a test that hangs can be ended with all that it started.
+    process = subprocess.Popen(command, cwd=COPY, env=environment, stdin=subprocess.DEVNULL, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     try:
-        return subprocess.run(command, cwd=COPY, env=environment, timeout=LIMIT_S if run else None,
-                              capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        out, err = process.communicate(timeout=LIMIT_S if run else None)
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
     except subprocess.TimeoutExpired:
-        subprocess.run(["pkill", "-f", str(COPY / "target" / "debug" / "deps")], check=False)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
         return None
 
 
