@@ -23,6 +23,13 @@ pub(super) struct Run {
     pub(super) chunks: Vec<Chunk>,
 }
 
+impl Run {
+    /// Bytes of an element of the source, and of the target.
+    pub(super) fn sizes(&self) -> (u64, u64) {
+        (self.variant.from.size() as u64, self.variant.to.size() as u64)
+    }
+}
+
 /// What the kernel is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Variant {
@@ -31,6 +38,8 @@ pub(super) struct Variant {
     pub(super) affine: bool,
     pub(super) relayout: bool,
     pub(super) source_nchw: bool,
+    /// Whether the source's rows are picked by their numbers.
+    pub(super) gathered: bool,
 }
 
 impl Variant {
@@ -38,9 +47,13 @@ impl Variant {
     /// writing.
     pub(super) fn source(&self, one_buffer: bool) -> String {
         let access = if one_buffer { "read_write" } else { "read" };
-        let write = format!("write_{}", self.to.size());
+        let (write, more) = match self.gathered {
+            false => ("write", ""),
+            true => ("gather", include_str!("gather.wgsl")),
+        };
+        let write = format!("{write}_{}", self.to.size());
         let text = include_str!("convert.wgsl");
-        text.replace("SOURCE_ACCESS", access).replace("WRITE", &write) + &self.element()
+        text.replace("SOURCE_ACCESS", access).replace("WRITE", &write) + more + &self.element()
     }
 
     /// The function that makes the target's element `index`.
@@ -53,7 +66,8 @@ impl Variant {
             (true, true) => "nchw_to_nhwc(index)",
         };
         let (from, to) = (self.from, self.to);
-        let stored = format!("stored_{}(place.x)", from.size());
+        let at = if self.gathered { "picked(place.x)" } else { "place.x" };
+        let stored = format!("stored_{}({at})", from.size());
         let wide = matches!(from, DType::I32 | DType::I64 | DType::F64);
         // From the bits of an f32.
         let finish = |bits: String| match to {
@@ -85,10 +99,17 @@ pub(super) struct Chunk {
 }
 
 /// The most bytes that one binding is used for. A kernel counts elements in 32 bits.
-const WIDEST: u64 = 1 << 31;
+pub(super) const WIDEST: u64 = 1 << 31;
 
 /// Words of parameters before the factors.
-pub(super) const HEADER: u64 = 8;
+pub(super) const HEADER: u64 = 14;
+
+/// The most bytes that a kernel can have of one buffer at a time.
+pub(super) fn bindable(limits: &wgpu::Limits) -> u64 {
+    // A binding starts at a multiple of the alignment before the chunk.
+    let slack = u64::from(limits.min_storage_buffer_offset_alignment) + wgpu::COPY_BUFFER_ALIGNMENT;
+    limits.max_storage_buffer_binding_size.min(WIDEST).saturating_sub(slack)
+}
 
 pub(super) fn plan(
     limits: &wgpu::Limits,
@@ -96,27 +117,40 @@ pub(super) fn plan(
     dst_len: u64,
     spec: &ConvertSpec,
 ) -> Result<Plan> {
-    let (from, to) = (spec.from.size() as u64, spec.to.size() as u64);
-    let fits = |len: u64, size: u64| spec.elements.checked_mul(size) == Some(len);
-    if !fits(src_len, from) || !fits(dst_len, to) {
-        let problem = format!(
-            "{} elements are not {src_len} bytes of {} and {dst_len} of {}",
-            spec.elements, spec.from, spec.to
-        );
-        return Err(refused(problem));
-    }
-    let (channels, pixels) = (spec.channels.max(1), spec.pixels.max(1));
-    let affine = spec.is_affine();
-    // With one pixel or one channel the two layouts are the same.
-    let relayout = spec.source_order != spec.target_order && channels > 1 && pixels > 1;
-    if spec.elements == 0 || (!affine && !relayout && spec.from == spec.to) {
+    check(src_len, dst_len, spec)?;
+    let same = spec.from == spec.to && !spec.is_affine() && !moves(spec);
+    if spec.elements == 0 || same {
         return Ok(Plan::Copy);
     }
+    Ok(Plan::Run(run(limits, u64::MAX, spec)?))
+}
 
+/// # Errors
+/// The lengths, in bytes, are not those of the elements.
+pub(super) fn check(src_len: u64, dst_len: u64, spec: &ConvertSpec) -> Result<()> {
+    let fits = |len: u64, dtype: DType| spec.elements.checked_mul(dtype.size() as u64) == Some(len);
+    if fits(src_len, spec.from) && fits(dst_len, spec.to) {
+        return Ok(());
+    }
+    Err(refused(format!(
+        "{} elements are not {src_len} bytes of {} and {dst_len} of {}",
+        spec.elements, spec.from, spec.to
+    )))
+}
+
+/// Whether elements change their places. With one pixel or one channel the two layouts are the
+/// same.
+fn moves(spec: &ConvertSpec) -> bool {
+    spec.source_order != spec.target_order && spec.channels > 1 && spec.pixels > 1
+}
+
+/// The dispatches of a conversion, of `most` elements each or fewer.
+pub(super) fn run(limits: &wgpu::Limits, most: u64, spec: &ConvertSpec) -> Result<Run> {
+    let (from, to) = (spec.from.size() as u64, spec.to.size() as u64);
+    let (channels, pixels) = (spec.channels.max(1), spec.pixels.max(1));
+    let (affine, relayout) = (spec.is_affine(), moves(spec));
     let binding = limits.max_storage_buffer_binding_size.min(WIDEST);
-    // A binding starts at a multiple of the alignment before the chunk.
-    let slack = u64::from(limits.min_storage_buffer_offset_alignment) + wgpu::COPY_BUFFER_ALIGNMENT;
-    let most = binding.saturating_sub(slack) / from.max(to) / 4 * 4;
+    let most = most.min(bindable(limits) / from.max(to)) / 4 * 4;
     let too_long = |what: &str, elements: u64| {
         let from_to = format!("{} to {}", spec.from, spec.to);
         refused(format!(
@@ -165,19 +199,20 @@ pub(super) fn plan(
     // What does not matter may be any number.
     let matters = affine || relayout;
     let nchw = spec.source_order == ChannelOrder::Nchw;
-    Ok(Plan::Run(Run {
+    Ok(Run {
         variant: Variant {
             from: spec.from,
             to: spec.to,
             affine,
             relayout,
             source_nchw: nchw && matters,
+            gathered: false,
         },
         channels: if matters { word(channels)? } else { 1 },
         pixels: if relayout || (affine && nchw) { word(pixels)? } else { 1 },
         factors,
         chunks,
-    }))
+    })
 }
 
 fn factors(spec: &ConvertSpec, channels: u64) -> Result<Vec<u32>> {
@@ -189,7 +224,7 @@ fn factors(spec: &ConvertSpec, channels: u64) -> Result<Vec<u32>> {
     Ok(spec.scale.iter().chain(&spec.bias[..]).map(|factor| factor.to_bits()).collect())
 }
 
-fn word(number: u64) -> Result<u32> {
+pub(super) fn word(number: u64) -> Result<u32> {
     u32::try_from(number).map_err(|_| refused(format!("{number} is too large for the kernel")))
 }
 

@@ -10,7 +10,8 @@
 // layouts from the functions here (convert.rs), so that no kernel carries the code of the others.
 
 // 0: elements, 1: threads, 2: first word of the source, 3: first word of the target, 4: channels,
-// 5: pixels, 6: place of the first element in its image, 7: zero; from 8: scales, then biases.
+// 5: pixels, 6: place of the first element in its image, 7: zero, 8 to 13: see gather.wgsl; from 14:
+// scales, then biases.
 @group(0) @binding(0) var<storage, read> params: array<u32>;
 @group(0) @binding(1) var<storage, SOURCE_ACCESS> src: array<u32>;
 @group(0) @binding(2) var<storage, read_write> dst: array<u32>;
@@ -290,8 +291,8 @@ fn plus(a: u32, b: u32) -> u32 {
 }
 
 fn affine(bits: u32, channel: u32) -> u32 {
-    let scale = params[8u + channel];
-    let bias = params[8u + params[4] + channel];
+    let scale = params[14u + channel];
+    let bias = params[14u + params[4] + channel];
     // Nothing is fused over an operation on bits whose outcome is known at run time only.
     let product = times(flush(bits), flush(scale)) ^ params[7];
     return plus(product, flush(bias));

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::convert::{HEADER, Run, Variant};
+use super::convert::{Chunk, HEADER, Run, Variant};
+use super::gather::{NUMBER, Plan};
 use super::padded;
 use super::record::Place;
 
@@ -23,6 +24,7 @@ pub(super) struct Kernels {
     /// Buffers by what they hold; never written again, so any number of flights may read one.
     parameters: HashMap<Vec<u32>, wgpu::Buffer>,
     detour: Option<wgpu::Buffer>,
+    numbers: Option<wgpu::Buffer>,
 }
 
 /// Whether source and target are in one buffer. wgpu takes a buffer in one use at a time, so then
@@ -74,6 +76,21 @@ impl Kernels {
         })
     }
 
+    /// A buffer for the numbers of rows while they are gathered: kernels can't read staging memory.
+    pub(super) fn numbers(&mut self, device: &wgpu::Device, size: u64) -> wgpu::Buffer {
+        if let Some(buffer) = self.numbers.as_ref().filter(|buffer| buffer.size() >= size) {
+            return buffer.clone();
+        }
+        // Flights keep the one that they use.
+        let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("batchline row numbers"),
+            size,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        self.numbers.insert(buffer).clone()
+    }
+
     /// Writes the pattern all over `dst`.
     pub(super) fn fill(
         &mut self,
@@ -96,7 +113,7 @@ impl Kernels {
             let window = Window::new(device, dst, start, len);
             let words = narrow(len / 4);
             let parameters = self.parameters(device, vec![words, window.word, low, high]);
-            dispatch(device, encoder, &kernel, words, &parameters, None, window);
+            dispatch(device, encoder, &kernel, words, &parameters, [(2, window)]);
             start += len;
         }
     }
@@ -110,28 +127,55 @@ impl Kernels {
         dst: Place<'_>,
         run: &Run,
     ) {
-        let sharing = if src.buffer == dst.buffer { Sharing::OneBuffer } else { Sharing::Apart };
-        let kernel = self.convert_kernel(device, run.variant, sharing);
-        let (from, to) = (run.variant.from.size() as u64, run.variant.to.size() as u64);
+        let kernel = self.convert_kernel(device, run.variant, sharing(src, dst));
+        let (from, to) = run.sizes();
         for chunk in &run.chunks {
             let elements = u64::from(chunk.elements);
             let src = Window::new(device, src, chunk.first * from, elements * from);
             let dst = Window::new(device, dst, chunk.first * to, elements * to);
-            let threads = narrow((elements * to.min(4)).div_ceil(4));
-            let header = [
-                chunk.elements,
-                threads,
-                src.word,
-                dst.word,
-                run.channels,
-                run.pixels,
-                chunk.place,
-                0,
-            ];
-            debug_assert_eq!(header.len() as u64, HEADER);
-            let parameters = header.into_iter().chain(run.factors.iter().copied()).collect();
+            let (threads, parameters) = run_parameters(run, chunk, [src.word, dst.word], [0; 6]);
             let parameters = self.parameters(device, parameters);
-            dispatch(device, encoder, &kernel, threads, &parameters, Some(src), dst);
+            dispatch(device, encoder, &kernel, threads, &parameters, [(1, src), (2, dst)]);
+        }
+    }
+
+    /// Runs a planned gather of the rows that `numbers` names.
+    pub(super) fn gather(
+        &mut self,
+        device: &wgpu::Device,
+        encoder: &mut wgpu::CommandEncoder,
+        numbers: Place<'_>,
+        src: Place<'_>,
+        dst: Place<'_>,
+        plan: &Plan,
+    ) {
+        let run = &plan.run;
+        let kernel = self.convert_kernel(device, run.variant, sharing(src, dst));
+        let (from, to) = run.sizes();
+        let row = u64::from(plan.row);
+        for (chunk, window) in
+            run.chunks.iter().flat_map(|chunk| plan.windows.iter().map(move |w| (chunk, w)))
+        {
+            let elements = u64::from(chunk.elements);
+            let (first, column) = (chunk.first / row, chunk.first % row);
+            let rows = (column + elements).div_ceil(row);
+            let numbers = Window::new(device, numbers, first * NUMBER, rows * NUMBER);
+            let held = window.end - window.start;
+            let src = Window::new(device, src, window.start * from, held * from);
+            let dst = Window::new(device, dst, chunk.first * to, elements * to);
+            let held = if plan.windows.len() == 1 { 0 } else { held };
+            let gather = [
+                plan.row,
+                narrow(column),
+                numbers.word / 2,
+                narrow(held),
+                lower(window.start),
+                lower(window.start >> 32),
+            ];
+            let (threads, parameters) = run_parameters(run, chunk, [src.word, dst.word], gather);
+            let parameters = self.parameters(device, parameters);
+            let bindings = [(1, src), (2, dst), (3, numbers)];
+            dispatch(device, encoder, &kernel, threads, &parameters, bindings);
         }
     }
 
@@ -148,8 +192,9 @@ impl Kernels {
                 source: wgpu::ShaderSource::Wgsl(text.into()),
             });
             let source = storage(1, sharing == Sharing::Apart);
-            let bindings = [storage(0, true), source, storage(2, false)];
-            kernel(device, "batchline convert", &module, &bindings)
+            let bindings = [storage(0, true), source, storage(2, false), storage(3, true)];
+            let bindings = &bindings[..if variant.gathered { 4 } else { 3 }];
+            kernel(device, "batchline convert", &module, bindings)
         });
         kernel.clone()
     }
@@ -178,6 +223,25 @@ impl Kernels {
         self.parameters.insert(words, buffer.clone());
         buffer
     }
+}
+
+fn sharing(src: Place<'_>, dst: Place<'_>) -> Sharing {
+    if src.buffer == dst.buffer { Sharing::OneBuffer } else { Sharing::Apart }
+}
+
+/// The number of threads, and the words that the kernel reads.
+fn run_parameters(
+    run: &Run,
+    chunk: &Chunk,
+    [src, dst]: [u32; 2],
+    gather: [u32; 6],
+) -> (u32, Vec<u32>) {
+    let (_, to) = run.sizes();
+    let threads = narrow((u64::from(chunk.elements) * to.min(4)).div_ceil(4));
+    let header = [chunk.elements, threads, src, dst, run.channels, run.pixels, chunk.place, 0];
+    debug_assert_eq!((header.len() + gather.len()) as u64, HEADER);
+    let words = header.into_iter().chain(gather).chain(run.factors.iter().copied());
+    (threads, words.collect())
 }
 
 fn fill_kernel(device: &wgpu::Device) -> Kernel {
@@ -224,23 +288,20 @@ fn storage(binding: u32, read_only: bool) -> wgpu::BindGroupLayoutEntry {
     }
 }
 
-fn dispatch(
+fn dispatch<const N: usize>(
     device: &wgpu::Device,
     encoder: &mut wgpu::CommandEncoder,
     kernel: &Kernel,
     threads: u32,
     parameters: &wgpu::Buffer,
-    src: Option<Window<'_>>,
-    dst: Window<'_>,
+    windows: [(u32, Window<'_>); N],
 ) {
     let mut entries =
         vec![wgpu::BindGroupEntry { binding: 0, resource: parameters.as_entire_binding() }];
-    for (binding, window) in (1..).zip([src, Some(dst)]) {
-        if let Some(window) = window {
-            let resource = wgpu::BindingResource::Buffer(window.binding);
-            entries.push(wgpu::BindGroupEntry { binding, resource });
-        }
-    }
+    entries.extend(windows.into_iter().map(|(binding, window)| {
+        let resource = wgpu::BindingResource::Buffer(window.binding);
+        wgpu::BindGroupEntry { binding, resource }
+    }));
     let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
         label: None,
         layout: &kernel.layout,
@@ -256,5 +317,10 @@ fn dispatch(
 
 #[allow(clippy::cast_possible_truncation, reason = "the plan keeps bindings below 2^31 bytes")]
 fn narrow(number: u64) -> u32 {
+    number as u32
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
+fn lower(number: u64) -> u32 {
     number as u32
 }

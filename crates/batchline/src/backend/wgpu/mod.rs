@@ -25,6 +25,12 @@
 //! mapped again (`memory.rs`, `flight.rs`). On a discrete GPU with a large BAR the driver may put
 //! such a buffer into the GPU's memory: writing it is the transfer already, and reading it slow.
 //!
+//! # Gathers
+//!
+//! Rows are gathered out of device memory only: wgpu has no call that lets a device read memory of
+//! the program, and no kernel reads a staging buffer. So the numbers of the rows are copied to the
+//! device first. A source may be as large as a buffer can be (`gather.rs`).
+//!
 //! # Who polls
 //!
 //! wgpu does nothing by itself: submissions are retired, and callbacks run, inside `Device::poll`
@@ -51,10 +57,11 @@
 //!
 //! `open` finds devices; `health` keeps the loss and catches errors; `memory` is buffers and
 //! mappings; `flight` is submissions and the wait; `record` turns a segment into a submission;
-//! `kernels` keeps pipelines, `convert` plans their dispatches, the `.wgsl` files compute.
+//! `kernels` keeps pipelines, `convert` and `gather` plan their dispatches, the `.wgsl` files compute.
 
 mod convert;
 mod flight;
+mod gather;
 mod health;
 mod kernels;
 mod memory;
@@ -67,8 +74,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    Backend, CommandKind, DeviceInfo, DeviceMemory, Direction, Fence, Segment, StagingMemory,
-    StreamId, SubmitError,
+    Backend, CommandKind, DeviceInfo, DeviceMemory, Direction, Fence, Gathers, Segment,
+    StagingMemory, StreamId, SubmitError,
 };
 use crate::sync::Mutex;
 use crate::{Error, Result};
@@ -176,6 +183,14 @@ unsafe impl Backend for WgpuBackend {
     fn allocate_staging(&self, bytes: u64, direction: Direction) -> Result<Box<dyn StagingMemory>> {
         self.health.check()?;
         Ok(Box::new(WgpuStaging::new(&self.device, &self.health, bytes, direction)?))
+    }
+
+    fn gathers(&self) -> Gathers {
+        Gathers {
+            from_device: self.info.max_allocation,
+            fused: gather::FUSED,
+            ..Gathers::default()
+        }
     }
 
     fn stream_of(&self, _: CommandKind) -> StreamId {

@@ -8,9 +8,10 @@ use super::flight::{Flight, reclaim};
 use super::health::scoped;
 use super::kernels::Kernels;
 use super::memory::{Mapping, WgpuMemory, WgpuStaging};
-use super::{WgpuBackend, WgpuCustom, convert, foreign, padded};
+use super::{WgpuBackend, WgpuCustom, convert, foreign, gather, padded};
 use crate::backend::{
-    Command, Custom, DeviceMemory, Direction, Region, Segment, StagingMemory, SubmitError,
+    Command, Custom, DeviceMemory, Direction, GatherBy, GatherSpec, Region, RowSource, Segment,
+    StagingMemory, SubmitError,
 };
 use crate::{Error, Result};
 
@@ -140,10 +141,36 @@ impl Recorder<'_> {
                     }
                 }
             }
-            Command::Gather(_) => {
-                return Err(Error::record("a gather", "this device has none yet"));
-            }
+            Command::Gather(spec) => self.gather(encoder, &spec)?,
             Command::Custom { work, reads, writes } => custom(encoder, work, &reads, &writes)?,
+        }
+        Ok(())
+    }
+
+    fn gather(&mut self, encoder: &mut wgpu::CommandEncoder, spec: &GatherSpec<'_>) -> Result<()> {
+        if spec.by != GatherBy::Kernel {
+            return Err(Error::record("a gather", "this device gathers by a kernel only"));
+        }
+        let device = &self.backend.device;
+        if spec.rows == 0 {
+            return Ok(());
+        }
+        let bytes = spec.rows.saturating_mul(gather::NUMBER);
+        let (indices, start) =
+            self.staging(spec.indices, Direction::Upload, spec.indices_offset, bytes)?;
+        let mut kernels = self.backend.kernels.lock();
+        let numbers = kernels.numbers(device, bytes);
+        // The queue orders all users of the numbers, also those of segments before and after.
+        encoder.copy_buffer_to_buffer(&indices.buffer, start, &numbers, 0, bytes);
+        let numbers = Place { buffer: &numbers, offset: 0, size: bytes };
+        for part in &spec.parts {
+            let RowSource::Device(source) = part.source else {
+                return Err(Error::record("a gather", "this device reads no memory of the host"));
+            };
+            if let Some(plan) = gather::plan(&device.limits(), spec.rows, part)? {
+                let (src, dst) = (Place::of(source)?, Place::of(part.dst)?);
+                kernels.gather(device, encoder, numbers, src, dst, &plan);
+            }
         }
         Ok(())
     }

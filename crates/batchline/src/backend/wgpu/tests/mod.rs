@@ -3,12 +3,14 @@
 #![allow(unsafe_code, reason = "writes to staging memory by address, as the pools do")]
 #![allow(clippy::cast_possible_truncation, reason = "small numbers, or cut on purpose")]
 
+mod gather;
+
 use std::time::Duration;
 
 use super::*;
 use crate::DType;
 use crate::backend::host::convert::convert;
-use crate::backend::{ChannelOrder, Command, ConvertSpec, Custom, Region};
+use crate::backend::{ChannelOrder, Command, ConvertSpec, Custom, Region, RegisteredMemory};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -66,6 +68,17 @@ impl Bench {
         let src = Region { memory, offset, len };
         self.run(vec![Command::Download { src, dst: &*staging, dst_offset: 0 }]);
         read(&*staging, 0, len as usize)
+    }
+}
+
+/// Registered memory of no device.
+#[derive(Debug)]
+struct HostsOwn;
+
+// SAFETY: there are no bytes.
+unsafe impl RegisteredMemory for HostsOwn {
+    fn len(&self) -> u64 {
+        0
     }
 }
 
@@ -403,10 +416,9 @@ fn layouts_as_on_the_host() {
     }
 }
 
-/// A device with small bindings does the same in parts.
-#[test]
-fn small_bindings_make_chunks() {
-    let Some(bench) = bench() else { return };
+/// A device with bindings of 16 KiB, of which it runs few groups at a time.
+fn small_bench() -> Option<Bench> {
+    let bench = bench()?;
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let adapter = pollster::block_on(instance.request_adapter(&Default::default())).unwrap();
     let descriptor = wgpu::DeviceDescriptor {
@@ -419,7 +431,13 @@ fn small_bindings_make_chunks() {
     };
     let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
     drop(bench);
-    let mut bench = Bench { backend: WgpuBackend::adopt(device, queue).unwrap(), value: 0 };
+    Some(Bench { backend: WgpuBackend::adopt(device, queue).unwrap(), value: 0 })
+}
+
+/// A device with small bindings does the same in parts.
+#[test]
+fn small_bindings_make_chunks() {
+    let Some(mut bench) = small_bench() else { return };
     let (hwc, chw) = (ChannelOrder::Nhwc, ChannelOrder::Nchw);
     for (source_order, target_order) in [(hwc, hwc), (chw, chw), (hwc, chw), (chw, hwc)] {
         for (from, to) in [(DType::U8, DType::F32), (DType::F64, DType::I8)] {
