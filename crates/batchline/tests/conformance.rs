@@ -1,5 +1,6 @@
 //! Every device passes the conformance suite.
 
+use std::cell::RefCell;
 #[cfg(feature = "wgpu")]
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,13 +18,20 @@ fn host() {
 /// each other, and freed slots overwritten.
 #[test]
 fn faulty() {
-    for unified in [false, true] {
+    for (unified, gathers) in [(false, false), (true, false), (false, true)] {
         let seed = AtomicU64::new(0);
+        let controls = RefCell::new(Vec::new());
         conformance::run_all(&|| {
             let seed = seed.fetch_add(1, Ordering::Relaxed);
             let max_delay = Duration::from_micros(200);
-            faulty_device(FaultPlan { seed, unified, max_delay, ..FaultPlan::default() }).0
+            let plan = FaultPlan { seed, unified, gathers, max_delay, ..FaultPlan::default() };
+            let (device, control) = faulty_device(plan);
+            controls.borrow_mut().push(control);
+            device
         });
+        for control in controls.into_inner() {
+            assert_eq!((control.mismatches(), control.registered()), (0, 0));
+        }
     }
 }
 

@@ -147,8 +147,8 @@ impl Job {
     }
 }
 
-/// Fetches the rows of these numbers, and converts them on the way.
-fn fetch(
+/// Fetches the rows of these numbers, and converts them on the way. This defines what a gather does.
+pub(crate) fn fetch(
     indices: &[u8],
     source: &[u8],
     row_bytes: usize,

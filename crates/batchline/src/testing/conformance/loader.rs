@@ -6,7 +6,8 @@ use crate::backend::host::convert::convert;
 use crate::plan::mix;
 use crate::{
     AsyncDataLoader, AsyncDataLoaderConfig, Conversion, DType, Dataset, Device, Error, FnDataset,
-    GpuBatch, HostTensor, InMemory, LastBatch, MemoryManager, SampleBuffer, SampleSpec, Shape,
+    Gather, GpuBatch, HostTensor, InMemory, LastBatch, LoadPath, MemoryManager, Residency,
+    SampleBuffer, SampleSpec, Shape,
 };
 
 /// A data set of `len` samples with an input, a label and a mask, each known by its index.
@@ -75,7 +76,7 @@ pub fn loader_delivers_in_order(make: MakeDevice<'_>) {
         }
         assert!(loader.get_batch().expect("the end").is_none());
         assert!(loader.get_batch().expect("the end, again").is_none());
-        loader.stop().expect("stopped");
+        drop(loader);
         wait_until(|| memory.stats().device_in_use == 0, "the outputs to come back");
         wait_until(|| memory.stats().staging_in_use == 0, "the slots to come back");
     }
@@ -125,6 +126,72 @@ pub fn loader_converts(device: &Device) {
     assert_eq!(first, 20);
 }
 
+/// Batches are the same whether workers bring the samples or the device fetches them, by each means
+/// that it has.
+///
+/// # Panics
+/// The device fails.
+pub fn loader_takes_every_path(device: &Device) {
+    let memory = MemoryManager::new(device);
+    let images: Vec<u8> = (0..90).flat_map(|index| bytes(index, 105)).collect();
+    let images = HostTensor::new(images, &[90, 7, 5, 3]).expect("inputs");
+    let labels = HostTensor::new((0..90).collect::<Vec<i64>>(), &[90]).expect("labels");
+    let dataset = InMemory::new(images).and_then(|set| set.labels(labels)).expect("a data set");
+    let planes = Conversion::new()
+        .normalize(&[120.0, 110.0, 100.0], &[58.0, 57.0, 56.0])
+        .reorder(ChannelOrder::Nhwc, ChannelOrder::Nchw);
+    let conversions = [
+        None,
+        Some((DType::F32, planes.clone())),
+        Some((DType::F16, planes)),
+        Some((DType::I16, Conversion::new())),
+    ];
+    let gathers = device.core().backend().gathers();
+    let can = !device.info().unified;
+    for convert in conversions {
+        let mut staged = Vec::new();
+        for (residency, gather, path) in [
+            (Residency::Host, Gather::Never, LoadPath::Staged),
+            (Residency::Device, Gather::Never, LoadPath::Resident),
+            (Residency::Host, Gather::Auto, LoadPath::Gathered),
+            (Residency::Host, Gather::Kernel, LoadPath::Gathered),
+            (Residency::Host, Gather::Copies, LoadPath::Gathered),
+        ] {
+            let mut config = AsyncDataLoaderConfig::builder()
+                .batch_size(16)
+                .workers(3)
+                .epochs(2)
+                .shuffle(true)
+                .residency(residency)
+                .gather(gather)
+                .memory_manager(memory.clone());
+            if let Some((to, conversion)) = &convert {
+                config = config.convert(*to, conversion.clone());
+            }
+            let loader = AsyncDataLoader::new(dataset.clone(), config.build().expect("settings"))
+                .expect("a loader");
+            loader.start().expect("started");
+            let path = match path {
+                LoadPath::Resident if can && gathers.from_device > 0 => path,
+                LoadPath::Gathered if can && gathers.from_host => path,
+                _ => LoadPath::Staged,
+            };
+            let stats = loader.stats();
+            assert_eq!(stats.path, path, "{}", stats.path_reason);
+            let batch = |batch: crate::Result<GpuBatch>| batch_bytes(&batch.expect("a batch"));
+            let found: Vec<_> = loader.batches().map(batch).collect();
+            if staged.is_empty() {
+                assert_eq!(found.len(), 12);
+                staged = found;
+            } else {
+                assert!(found == staged, "{path}, {gather:?}, {convert:?}: other bytes");
+            }
+        }
+    }
+    wait_until(|| memory.stats().device_in_use == 0, "the outputs to come back");
+    assert_eq!(memory.stats().staging_in_use, 0, "all after the loaders");
+}
+
 /// A loader that is stopped after any number of batches lets go of everything, and starts again.
 ///
 /// # Panics
@@ -153,8 +220,12 @@ pub fn loader_stops_anywhere(device: &Device) {
         loader.stop().expect("stopped twice");
         assert!(matches!(loader.get_batch(), Err(Error::Lifecycle { .. })));
         wait_until(|| memory.stats().device_in_use == 0, "the outputs to come back");
-        assert_eq!(memory.stats().staging_in_use, 0, "slots after stop");
+        // What the device reads by itself stays registered with it.
+        let gathered = loader.stats().path == LoadPath::Gathered;
+        let registered = if gathered { 64 * (37 + 8 + 4) } else { 0 };
+        assert_eq!(memory.stats().staging_in_use, registered, "slots after stop");
     }
     drop(loader);
+    assert_eq!(memory.stats().staging_in_use, 0, "all after the loader");
     device.check().expect("a healthy device");
 }

@@ -6,6 +6,7 @@
 //! conformance::run_all(&|| Device::host());
 //! ```
 
+mod gather;
 mod loader;
 
 use std::sync::Arc;
@@ -20,7 +21,13 @@ use crate::{
     MemoryManager, Shape, StagingBufferPool, Tensor,
 };
 
-pub use loader::{loader_converts, loader_delivers_in_order, loader_stops_anywhere};
+pub use gather::{
+    gathers_are_in_order, gathers_convert_on_the_way, gathers_equal_the_reference,
+    gathers_keep_what_they_read, registering_refuses,
+};
+pub use loader::{
+    loader_converts, loader_delivers_in_order, loader_stops_anywhere, loader_takes_every_path,
+};
 
 /// Makes the device under test; each check gets a fresh one.
 pub type MakeDevice<'a> = &'a dyn Fn() -> Device;
@@ -34,6 +41,11 @@ pub fn run_all(make: MakeDevice<'_>) {
     transfers_of_any_size(&make());
     copies_and_fills(&make());
     conversions_equal_the_reference(&make());
+    gathers_equal_the_reference(&make());
+    gathers_convert_on_the_way(&make());
+    gathers_keep_what_they_read(&make());
+    gathers_are_in_order(&make());
+    registering_refuses(&make());
     recording_refuses(&make(), &make());
     batches_complete_once(&make());
     completions_that_panic_are_contained(&make());
@@ -42,6 +54,7 @@ pub fn run_all(make: MakeDevice<'_>) {
     pools_wait_and_close(&make());
     loader_delivers_in_order(make);
     loader_converts(&make());
+    loader_takes_every_path(&make());
     loader_stops_anywhere(&make());
 }
 
