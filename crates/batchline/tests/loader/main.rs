@@ -4,6 +4,7 @@ mod endings;
 mod paths;
 mod properties;
 mod regressions;
+mod resident;
 mod resume;
 mod stream;
 
