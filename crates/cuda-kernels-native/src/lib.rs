@@ -76,22 +76,23 @@ impl Geometry {
     }
 
     /// What is fast for this many rows to gather, of `units` each ([`row_units`],
-    /// [`converted_units`]).
-    pub fn of_rows(rows: u64, units: u64) -> Self {
-        let most = u64::from(u32::MAX >> 1);
-        if units >= 1024 {
-            return Self { grid: [small(rows.clamp(1, most)), 4], block: [256, 1] };
-        }
-        let along = units.max(1).next_power_of_two().min(256);
-        let rows = rows.div_ceil(256 / along);
-        Self { grid: [small(rows.clamp(1, most)), 1], block: [small(along), small(256 / along)] }
+    /// [`converted_units`]; the longest part's).
+    pub fn of_rows(rows: u64, units: u64, parts: u32, multiprocessors: u32) -> Self {
+        let along = units.clamp(1, 256).next_power_of_two();
+        let across = rows.div_ceil(256 / along).clamp(1, u64::from(u32::MAX >> 1));
+        let slices = match units {
+            ..1024 => 1,
+            _ => (4 * u64::from(multiprocessors)).div_ceil(across).clamp(4, units.div_ceil(256)),
+        };
+        let slices = small(slices.min(65_535 / u64::from(parts)));
+        Self { grid: [small(across), parts * slices], block: [256, 1] }
     }
 }
 
 /// Units of a row to gather, where all addresses are multiples of `alignment`.
 pub fn row_units(row_bytes: u64, alignment: u64) -> u64 {
     let word = [16, 8, 4].into_iter().find(|word| (row_bytes | alignment).is_multiple_of(*word));
-    row_bytes / word.unwrap_or(1)
+    row_bytes / word.unwrap_or(if row_bytes < 64 { 1 } else { 16 })
 }
 
 /// Units of a row of this many elements to gather and convert.
@@ -181,50 +182,77 @@ pub fn convert_specialised(geometry: Geometry, src: &[u8], dst: &mut [u8], spec:
     run(&name, geometry, &parameters);
 }
 
-/// Gathers rows of `row_bytes` bytes.
-pub fn gather_rows(
-    geometry: Geometry,
-    src: &[u8],
-    dst: &mut [u8],
-    indices: &[u64],
-    row_bytes: u64,
-) {
-    let rows = indices.len() as u64;
-    check_rows(src, indices, row_bytes);
-    assert_eq!(dst.len() as u64, rows * row_bytes, "the target's length");
-    let (src, dst, indices) = (src.as_ptr(), dst.as_mut_ptr(), indices.as_ptr());
-    run(
-        "batchline_gather_rows",
-        geometry,
-        &[
-            by_address(&src),
-            by_address(&dst),
-            by_address(&indices),
-            by_address(&rows),
-            by_address(&row_bytes),
-        ],
-    );
+/// A tensor of a batch, whose rows are gathered as they are.
+#[derive(Debug)]
+pub struct Part<'a> {
+    /// All rows.
+    pub src: &'a [u8],
+    /// The rows of the batch.
+    pub dst: &'a mut [u8],
+    /// Bytes of a row.
+    pub row_bytes: u64,
 }
 
-/// Gathers rows and converts each, with the [`gathering`] kernel of the pair, of which there must
-/// be one. `spec` is that of one row, which is one image.
+/// Gathers the rows of up to four tensors.
+pub fn gather_rows(geometry: Geometry, indices: &[u64], parts: &mut [Part<'_>]) {
+    let plain = Plain::new(indices, parts);
+    let (rows, count) = (indices.len() as u64, small(parts.len() as u64));
+    let indices = indices.as_ptr();
+    let mut parameters = vec![by_address(&indices), by_address(&rows), by_address(&count)];
+    parameters.extend(plain.parameters(4));
+    run("batchline_gather_rows", geometry, &parameters);
+}
+
+/// Gathers rows of `elements` elements and converts each, with the [`gathering`] kernel of the
+/// pair, of which there must be one; and up to three other tensors' rows. `spec` is that of one row,
+/// which is one image or several.
 pub fn gather_convert(
     geometry: Geometry,
-    src: &[u8],
-    dst: &mut [u8],
     indices: &[u64],
-    spec: &ConvertSpec,
+    (src, dst, spec): (&[u8], &mut [u8], &ConvertSpec),
+    parts: &mut [Part<'_>],
 ) {
     let (name, rows) = (gathering(spec.from, spec.to).expect("a kernel"), indices.len() as u64);
-    assert_eq!(spec.elements, spec.channels * spec.pixels, "an image a row");
+    assert!(spec.elements.is_multiple_of(spec.channels * spec.pixels), "whole images");
     check_rows(src, indices, spec.elements);
     check(&src[..0], dst, rows, 0, spec);
-    let (src, dst, indices) = (src.as_ptr(), dst.as_mut_ptr(), indices.as_ptr());
+    let plain = Plain::new(indices, parts);
+    let (count, indices) = (small(parts.len() as u64 + 1), indices.as_ptr());
+    let (src, dst) = (src.as_ptr(), dst.as_mut_ptr());
     let tail = Tail::new(spec);
-    let mut parameters =
-        vec![by_address(&src), by_address(&dst), by_address(&indices), by_address(&rows)];
+    let mut parameters = vec![
+        by_address(&indices),
+        by_address(&rows),
+        by_address(&count),
+        by_address(&src),
+        by_address(&dst),
+        by_address(&spec.elements),
+    ];
     parameters.extend(tail.parameters());
+    parameters.extend(plain.parameters(3));
     run(&name, geometry, &parameters);
+}
+
+/// What a kernel is told of the parts that it gathers as they are; zeros of those that are none.
+struct Plain([(*const u8, *mut u8, u64); 4]);
+
+impl Plain {
+    fn new(indices: &[u64], parts: &mut [Part<'_>]) -> Self {
+        let mut all = [(ptr::null(), ptr::null_mut(), 0); 4];
+        for (place, part) in all.iter_mut().zip(parts) {
+            check_rows(part.src, indices, part.row_bytes);
+            let bytes = indices.len() as u64 * part.row_bytes;
+            assert_eq!(part.dst.len() as u64, bytes, "the target's length");
+            *place = (part.src.as_ptr(), part.dst.as_mut_ptr(), part.row_bytes);
+        }
+        Self(all)
+    }
+
+    fn parameters(&self, count: usize) -> impl Iterator<Item = *mut c_void> {
+        self.0[..count]
+            .iter()
+            .flat_map(|(src, dst, bytes)| [by_address(src), by_address(dst), by_address(bytes)])
+    }
 }
 
 /// The parameters that all conversions end with.

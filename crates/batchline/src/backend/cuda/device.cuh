@@ -6,11 +6,14 @@
 #ifdef BATCHLINE_NATIVE
 #define KERNEL(BLOCKS) extern "C" void
 #define INLINE inline
+#define SHARED inline
 #else
 // BLOCKS of 256 threads fit on a multiprocessor, at least.
 #define KERNEL(BLOCKS)                                                                             \
     extern "C" __attribute__((global)) __attribute__((launch_bounds(256, BLOCKS))) void
 #define INLINE inline __attribute__((device)) __attribute__((always_inline))
+// One piece of code for several kernels.
+#define SHARED inline __attribute__((device)) __attribute__((noinline))
 #endif
 
 typedef unsigned char u8;
@@ -58,17 +61,41 @@ INLINE Span span_of_grid() {
             (u64)grid_size().x * block_size().x};
 }
 
-// Of the rows of a gather.
-INLINE Span span_of_rows() {
-    return {(u64)block_index().x * block_size().y + thread_index().y,
-            (u64)grid_size().x * block_size().y};
-}
+// How a gather's blocks share out its parts: grid.y goes over the parts first. Where there are
+// fewer blocks than parts, each has several parts; else a part has several blocks, its slices.
+struct Shares {
+    u32 part, slice, slices;
 
-// Of one such row.
-INLINE Span span_in_row() {
-    return {(u64)block_index().y * block_size().x + thread_index().x,
-            (u64)grid_size().y * block_size().x};
-}
+    INLINE explicit Shares(u32 parts)
+        : step(parts < grid_size().y ? parts : grid_size().y) {
+        part = block_index().y % step;
+        slice = block_index().y / step;
+        slices = (grid_size().y - 1 - part) / step + 1;
+    }
+
+    INLINE void advance() { part += step; }
+
+private:
+    u32 step;
+};
+
+// A thread's part of the rows of one part, each `units` long: as many threads of a block as are
+// worth it go along a row, and the others take the rows beside it.
+struct Rows {
+    Span rows, in_row;
+
+    INLINE Rows(u32 slice, u32 slices, u64 units) {
+        u32 threads = block_size().x * block_size().y;
+        u32 thread = thread_index().y * block_size().x + thread_index().x;
+        u32 along = units <= 1 ? 1 : units > 128 ? 256 : 1u << (32 - __builtin_clz((u32)units - 1));
+        if (along > threads) along = threads;
+        u32 beside = threads / along, row = thread / along;
+        rows = {(u64)block_index().x * beside + row, (u64)grid_size().x * beside};
+        in_row = {(u64)slice * along + thread % along, (u64)slices * along};
+        // Threads that are too few for a row of their own.
+        if (row >= beside) rows.first = ~0ull;
+    }
+};
 
 // An index that grows by a fixed step, and its digits:
 // index = (high * middles + middle) * lows + low.

@@ -9,17 +9,20 @@
 // # Launching
 //
 // All kernels are right for any grid and block of up to 256 threads; what is said here is what is
-// fast. None uses shared memory. Addresses are multiples of their element's size, and source and
-// target don't overlap; 16-byte accesses are used where both are multiples of 16.
+// fast. None uses shared memory. Addresses are multiples of their element's size (those of rows that
+// are gathered as they are may be any), and source and target don't overlap; 16-byte accesses are
+// used where both are multiples of 16.
 //
 //   batchline_fill_u64, batchline_convert*:
 //       block (256), grid (min(ceil(elements / 4096), 4 * multiprocessors)), at least 1
-//   batchline_gather_rows, batchline_gather_convert_*: grid.x and block.y count rows; grid.y and
-//   block.x share out a row. A row is `units` long: row_bytes / 16 (/ 8, / 4, / 1 where that, or an
-//   address, is no multiple), or channels * pixels / (16 / size of the target's element).
-//       units >= 1024: block (256, 1), grid (min(rows, 2^31 - 1), 4)
-//       else: block (x, 256 / x) where x is units, rounded up to a power of two, at most 256;
-//             grid (ceil(rows / block.y), 1)
+//   batchline_gather_rows, batchline_gather_convert_*: grid.x shares out rows; grid.y shares out the
+//   parts, and what is more than there are parts shares out each row. A row is `units` long, those
+//   of the longest part: row_bytes / 16 (/ 8, / 4 where that, or an address, is no multiple; / 1 for
+//   rows of less than 64 bytes that are no multiple of 4 either), or elements / (16 / size of the
+//   target's element).
+//       block (256); with `along` = units rounded up to a power of two, at most 256:
+//       grid (ceil(rows / (256 / along)), parts * slices), where slices are 1 if units < 1024; else
+//       4, or more to have 4 blocks on each multiprocessor, of at least 256 units each
 //
 // # Why it is done this way
 //
@@ -356,22 +359,138 @@ INLINE void store_any(u8 *dst, u64 index, u32 size, u64 bits) {
 
 // ---- Gathering ------------------------------------------------------------------------------
 
+// What `fetch` gets of aligned words, to be stored as they are.
 template <class W>
-INLINE void copy_row(Span span, const u8 *__restrict__ src, u8 *__restrict__ dst, u64 row_bytes) {
-    u64 words = row_bytes / sizeof(W);
-#pragma unroll 4
-    for (u64 i = span.first; i < words; i += span.step) ((W *)dst)[i] = fetch((const W *)src + i);
+struct Straight {
+    typedef W Word;
+    typedef W Loaded;
+    const W *src;
+
+    INLINE Loaded load(u64 i) const { return fetch(src + i); }
+    INLINE Word word(const Loaded &loaded) const { return loaded; }
+};
+
+// 16 bytes that lie across two aligned blocks, `bytes` (1 to 15) into the first.
+struct Shifted {
+    typedef Words4 Word;
+    struct Loaded {
+        Words4 low, high;
+    };
+    const Words4 *src;
+    u32 bytes;
+
+    INLINE Loaded load(u64 i) const { return {fetch(src + i), fetch(src + i + 1)}; }
+    INLINE Word word(const Loaded &loaded) const {
+        u32 words[6];
+#pragma unroll
+        for (u32 i = 0; i < 6; ++i) {
+            u32 near = i < 4 ? loaded.low[i % 4] : loaded.high[i % 4];
+            u32 far = i + 2 < 4 ? loaded.low[(i + 2) % 4] : loaded.high[(i + 2) % 4];
+            words[i] = bytes & 8 ? far : near;
+        }
+#pragma unroll
+        for (u32 i = 0; i < 5; ++i) {
+            u32 near = words[i], far = words[i + 1];
+            words[i] = bytes & 4 ? far : near;
+        }
+        Words4 made;
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            made[i] = (u32)(((u64)words[i + 1] << 32 | words[i]) >> (bytes % 4 * 8));
+        }
+        return made;
+    }
+};
+
+// COUNT words of a thread, all of them on the way before the first is stored: a load may take
+// microseconds where the source is memory of the host.
+template <u32 COUNT, class S>
+INLINE void copy_words(const S &src, typename S::Word *dst, u64 first, u64 step) {
+    typename S::Loaded loaded[COUNT];
+#pragma unroll
+    for (u32 k = 0; k < COUNT; ++k) loaded[k] = src.load(first + k * step);
+#pragma unroll
+    for (u32 k = 0; k < COUNT; ++k) dst[first + k * step] = src.word(loaded[k]);
 }
 
-// A row of the source is one image of bytes.
+template <class S>
+INLINE void copy_row(Span span, const S &src, typename S::Word *dst, u64 words) {
+    u64 i = span.first, step = span.step;
+    for (; i + 3 * step < words; i += 4 * step) copy_words<4>(src, dst, i, step);
+    if (i + 2 * step < words) {
+        copy_words<3>(src, dst, i, step);
+    } else if (i + step < words) {
+        copy_words<2>(src, dst, i, step);
+    } else if (i < words) {
+        copy_words<1>(src, dst, i, step);
+    }
+}
+
+template <class W>
+INLINE void copy_aligned(Span span, const u8 *src, u8 *dst, u64 bytes) {
+    copy_row(span, Straight<W>{(const W *)src}, (W *)dst, bytes / sizeof(W));
+}
+
+// Rows of which words of 16 bytes can be stored, at whatever addresses: what is before and behind
+// these words goes byte by byte.
+constexpr u64 LONG_ENOUGH = 64;
+
+INLINE void copy_unaligned(Span span, const u8 *src, u8 *dst, u64 bytes) {
+    u64 head = -(u64)dst % 16;
+    u32 shift = (u32)((u64)(src + head) % 16);
+    // Only blocks that lie in the row with all their bytes are loaded.
+    if (shift > head) head += 16;
+    u64 words = (bytes - head + shift) / 16 - (shift != 0);
+    const Words4 *from = (const Words4 *)(src + head - shift);
+    Words4 *to = (Words4 *)(dst + head);
+    if (shift == 0) {
+        copy_row(span, Straight<Words4>{from}, to, words);
+    } else {
+        copy_row(span, Shifted{from, shift}, to, words);
+    }
+    for (u64 i = span.first; i < bytes - words * 16; i += span.step) {
+        u64 at = i < head ? i : i + words * 16;
+        dst[at] = fetch(src + at);
+    }
+}
+
+// Rows without conversion, in accesses as wide as the alignment of all of them allows.
+SHARED void gather_rows(u32 slice, u32 slices, const u64 *indices, u64 rows, const u8 *src, u8 *dst,
+                        u64 row_bytes) {
+    u64 common = (u64)src | (u64)dst | row_bytes;
+    // Bytes of an access, as a power of two.
+    u32 width = common % 16 == 0 ? 4 : common % 8 == 0 ? 3 : common % 4 == 0 ? 2 : 0;
+    bool unaligned = width == 0 && row_bytes >= LONG_ENOUGH;
+    Rows some(slice, slices, row_bytes >> (unaligned ? 4 : width));
+    Span in_row = some.in_row;
+    if (in_row.first >= row_bytes) return;
+    for (u64 row = some.rows.first; row < rows; row += some.rows.step) {
+        const u8 *from = src + fetch(indices + row) * row_bytes;
+        u8 *to = dst + row * row_bytes;
+        if (width == 4) {
+            copy_aligned<Words4>(in_row, from, to, row_bytes);
+        } else if (width == 3) {
+            copy_aligned<u64>(in_row, from, to, row_bytes);
+        } else if (width == 2) {
+            copy_aligned<u32>(in_row, from, to, row_bytes);
+        } else if (unaligned) {
+            copy_unaligned(in_row, from, to, row_bytes);
+        } else {
+            copy_aligned<u8>(in_row, from, to, row_bytes);
+        }
+    }
+}
+
+// Rows of `elements` bytes, which are whole images.
 template <class D>
-INLINE void gather_convert(const u8 *src, u8 *dst, const u64 *indices, u64 rows, u64 channels,
-                           u64 pixels, u32 flags, const float *scale, const float *bias) {
-    u64 elements = channels * pixels;
-    Span some = span_of_rows();
-    for (u64 row = some.first; row < rows; row += some.step) {
-        convert<U8, D>(span_in_row(), src + fetch(indices + row) * elements, dst + row * elements * D::size,
-                       elements, channels, pixels, flags, scale, bias);
+INLINE void gather_convert(Shares shares, const u64 *indices, u64 rows, const u8 *src, u8 *dst,
+                           u64 elements, u64 channels, u64 pixels, u32 flags, const float *scale,
+                           const float *bias) {
+    Rows some(shares.slice, shares.slices, elements / group<D>);
+    for (u64 row = some.rows.first; row < rows; row += some.rows.step) {
+        convert<U8, D>(some.in_row, src + fetch(indices + row) * elements,
+                       dst + row * elements * D::size, elements, channels, pixels, flags, scale,
+                       bias);
     }
 }
 
@@ -439,33 +558,46 @@ CONVERT(f32, f32, F32, F32)
 CONVERT(f32, f16, F32, F16)
 CONVERT(f32, bf16, F32, BF16)
 
-// Row i of the target becomes row indices[i] of the source, which may be mapped memory of the host.
-KERNEL(2) batchline_gather_rows(const u8 *__restrict__ src, u8 *__restrict__ dst,
-                             const u64 *__restrict__ indices, u64 rows, u64 row_bytes) {
-    u64 common = (u64)src | (u64)dst | row_bytes;
-    Span some = span_of_rows(), span = span_in_row();
-    for (u64 row = some.first; row < rows; row += some.step) {
-        const u8 *from = src + fetch(indices + row) * row_bytes;
-        u8 *to = dst + row * row_bytes;
-        if (common % 16 == 0) {
-            copy_row<Words4>(span, from, to, row_bytes);
-        } else if (common % 8 == 0) {
-            copy_row<u64>(span, from, to, row_bytes);
-        } else if (common % 4 == 0) {
-            copy_row<u32>(span, from, to, row_bytes);
-        } else {
-            copy_row<u8>(span, from, to, row_bytes);
-        }
+// Gathers up to four tensors of a batch, of which there are `parts`: row i of each becomes row
+// indices[i] of its source. Indices and sources may be mapped memory of the host. Lengths of rows
+// and addresses may be any.
+KERNEL(2) batchline_gather_rows(const u64 *__restrict__ indices, u64 rows, u32 parts, const u8 *src0,
+                             u8 *dst0, u64 bytes0, const u8 *src1, u8 *dst1, u64 bytes1,
+                             const u8 *src2, u8 *dst2, u64 bytes2, const u8 *src3, u8 *dst3,
+                             u64 bytes3) {
+    for (Shares shares(parts); shares.part < parts; shares.advance()) {
+        const u8 *src = src0;
+        u8 *dst = dst0;
+        u64 bytes = bytes0;
+        if (shares.part == 1) src = src1, dst = dst1, bytes = bytes1;
+        if (shares.part == 2) src = src2, dst = dst2, bytes = bytes2;
+        if (shares.part == 3) src = src3, dst = dst3, bytes = bytes3;
+        gather_rows(shares.slice, shares.slices, indices, rows, src, dst, bytes);
     }
 }
 
-// As batchline_gather_rows, converting on the way: a row is one image of `channels` and `pixels`.
+// As batchline_gather_rows, converting the first part on the way: its rows are `elements` bytes, a
+// multiple of `channels` and `pixels` together.
 #define GATHER_CONVERT(FROM, TO, D)                                                                \
-    KERNEL(2) batchline_gather_convert_##FROM##_##TO(                                                 \
-        const u8 *__restrict__ src, void *__restrict__ dst, const u64 *__restrict__ indices,       \
-        u64 rows, u64 channels, u64 pixels, u32 flags, const float *__restrict__ scale,            \
-        const float *__restrict__ bias) {                                                          \
-        gather_convert<D>(src, (u8 *)dst, indices, rows, channels, pixels, flags, scale, bias);    \
+    KERNEL(2) batchline_gather_convert_##FROM##_##TO(                                              \
+        const u64 *__restrict__ indices, u64 rows, u32 parts, const u8 *src0, u8 *dst0,            \
+        u64 elements, u64 channels, u64 pixels, u32 flags, const float *__restrict__ scale,        \
+        const float *__restrict__ bias, const u8 *src1, u8 *dst1, u64 bytes1, const u8 *src2,      \
+        u8 *dst2, u64 bytes2, const u8 *src3, u8 *dst3, u64 bytes3) {                              \
+        Shares shares(parts);                                                                      \
+        if (shares.part == 0) {                                                                    \
+            gather_convert<D>(shares, indices, rows, src0, dst0, elements, channels, pixels,       \
+                              flags, scale, bias);                                                 \
+            shares.advance();                                                                      \
+        }                                                                                          \
+        for (; shares.part < parts; shares.advance()) {                                            \
+            const u8 *src = src1;                                                                  \
+            u8 *dst = dst1;                                                                        \
+            u64 bytes = bytes1;                                                                    \
+            if (shares.part == 2) src = src2, dst = dst2, bytes = bytes2;                          \
+            if (shares.part == 3) src = src3, dst = dst3, bytes = bytes3;                          \
+            gather_rows(shares.slice, shares.slices, indices, rows, src, dst, bytes);              \
+        }                                                                                          \
     }
 GATHER_CONVERT(u8, f32, F32)
 GATHER_CONVERT(u8, f16, F16)
