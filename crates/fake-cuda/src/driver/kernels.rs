@@ -11,6 +11,9 @@ pub(crate) fn launch(launch: &Launch) -> Result<(), String> {
     if let Some(fault) = &launch.fault {
         return Err(fault.clone());
     }
+    if let Some(gone) = launch.memory.iter().find(|block| !block.is_there()) {
+        return Err(format!("{} at {:#x} was unregistered", gone.kind.name(), gone.base));
+    }
     match &*launch.name {
         // By hand, so that a launch with wrong bounds is told from a right one.
         "batchline_fill_u64" => fill_u64(launch)?,

@@ -183,6 +183,19 @@ impl Memory {
         (address - block.base < block.len).then_some(block)
     }
 
+    /// The block that an address lies in, and where it is registered memory the pieces that follow
+    /// it without a gap: one address is enough to reach all of them.
+    pub(crate) fn from_on(&self, address: usize) -> impl Iterator<Item = &Arc<Block>> {
+        let first = self.around(address);
+        let mut next = first.map_or(usize::MAX, |block| block.base);
+        self.live.range(next..).map(|(_, block)| block).take_while(move |block| {
+            let follows = block.base == next && matches!(block.kind, Kind::Registered { .. });
+            let taken = follows || first.is_some_and(|first| Arc::ptr_eq(first, block));
+            next = block.base + block.len;
+            taken
+        })
+    }
+
     /// A block that lies in a range or reaches into it.
     pub(crate) fn touching(&self, address: usize, len: usize) -> Option<&Arc<Block>> {
         let (_, block) = self.live.range(..address.saturating_add(len)).next_back()?;

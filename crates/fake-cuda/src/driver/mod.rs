@@ -23,6 +23,7 @@ mod capture;
 mod control;
 mod executor;
 mod kernels;
+mod mapping;
 mod memory;
 mod ptx;
 mod random;

@@ -5,4 +5,5 @@ mod cuda;
 mod failures;
 mod loading;
 mod order;
+mod registered;
 mod violations;

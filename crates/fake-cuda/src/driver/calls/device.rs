@@ -31,12 +31,15 @@ const ATTRIBUTES: &[(i32, i32)] = &[
     (41, 1),            // unified addresses
     (75, 9),            // compute capability
     (78, 1),            // stream priorities
+    (91, 1),            // registered memory has the host's addresses
     (HOST_REGISTER, 1), // host memory can be registered
-    (113, 1),           // read-only registration
+    (READ_ONLY_REGISTER, 1),
 ];
 
 /// `CU_DEVICE_ATTRIBUTE_HOST_REGISTER_SUPPORTED`.
 pub(super) const HOST_REGISTER: i32 = 99;
+/// `CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED`.
+pub(super) const READ_ONLY_REGISTER: i32 = 113;
 const BUS: i32 = 33;
 const LAST_ATTRIBUTE: i32 = 150;
 

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use super::device::HOST_REGISTER;
+use super::device::{HOST_REGISTER, READ_ONLY_REGISTER};
 use crate::arguments::Out;
 use crate::codes::{
     HOST_MEMORY_ALREADY_REGISTERED, HOST_MEMORY_NOT_REGISTERED, INVALID_VALUE, NOT_SUPPORTED,
     OUT_OF_MEMORY, Result,
 };
 use crate::driver::memory::{Block, Kind};
-use crate::driver::{Driver, driver};
+use crate::driver::{Driver, driver, mapping};
 
 /// Portable, mapped, write-combined.
 const HOST_FLAGS: u32 = 1 | 2 | 4;
@@ -95,10 +95,17 @@ driver! {
         if address == 0 || bytes == 0 || end.is_none() || flags & !REGISTER_FLAGS != 0 {
             return Err(INVALID_VALUE);
         }
+        let read_only = flags & READ_ONLY != 0;
+        if read_only && driver.attribute(READ_ONLY_REGISTER, 0)? == 0 {
+            return Err(NOT_SUPPORTED);
+        }
         if driver.memory.touching(address, bytes).is_some() {
             return Err(HOST_MEMORY_ALREADY_REGISTERED);
         }
-        let kind = Kind::Registered { read_only: flags & READ_ONLY != 0 };
+        if !mapping::allows(address, bytes, !read_only) {
+            return Err(INVALID_VALUE);
+        }
+        let kind = Kind::Registered { read_only };
         let block = Block::foreign(address, bytes, kind, driver.context);
         driver.memory.add(block);
         Ok(())

@@ -1,7 +1,6 @@
 //! Modules and kernels.
 
 use std::ffi::c_char;
-use std::sync::Arc;
 
 use crate::arguments::{In, Out};
 use crate::codes::{INVALID_HANDLE, INVALID_IMAGE, INVALID_VALUE, NOT_FOUND, NOT_SUPPORTED};
@@ -113,8 +112,8 @@ impl Driver {
         }
         for word in bytes.chunks_exact(8) {
             let address = usize::from_le_bytes(word.try_into().unwrap_or_default());
-            if let Some(block) = self.memory.around(address) {
-                launch.memory.push(Arc::clone(block));
+            if self.memory.around(address).is_some() {
+                launch.memory.extend(self.memory.from_on(address).cloned());
             } else if self.memory.was_freed(address) {
                 let fault = format!("memory at {address:#x} was freed");
                 launch.fault.get_or_insert(fault);
