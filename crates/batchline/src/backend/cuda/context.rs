@@ -9,6 +9,14 @@ use super::driver::{self, Code, DeviceId, Driver, code};
 use crate::backend::{DeviceInfo, DeviceKind};
 use crate::{Error, Result};
 
+// Of `CUdevice_attribute`.
+const MULTIPROCESSOR_COUNT: c_int = 16;
+const CAN_MAP_HOST_MEMORY: c_int = 19;
+const UNIFIED_ADDRESSING: c_int = 41;
+const COMPUTE_CAPABILITY_MAJOR: c_int = 75;
+const HOST_REGISTER_SUPPORTED: c_int = 99;
+const READ_ONLY_HOST_REGISTER_SUPPORTED: c_int = 113;
+
 /// See the [module](self). The last one to hold it lets go of the primary context.
 #[derive(Debug)]
 pub(super) struct Context {
@@ -19,11 +27,23 @@ pub(super) struct Context {
     pub(super) info: DeviceInfo,
     /// How many multiprocessors it has.
     pub(super) multiprocessors: u32,
+    /// Whether the kernels are for such a device: of compute capability 7.0 or above.
+    pub(super) runs_kernels: bool,
+    pub(super) host_access: HostAccess,
     /// The NUMA node that the device is at, where the system says so.
     pub(super) numa_node: Option<u32>,
     /// CUDA does not survive a fork: a child must not call the driver.
     process: u32,
     lost: OnceLock<Error>,
+}
+
+/// How a device reads memory of the host by itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HostAccess {
+    /// Memory can be registered.
+    pub(super) registers: bool,
+    /// Also memory that the process itself may only read.
+    pub(super) read_only: bool,
 }
 
 /// How many devices there are, and whether the driver is there.
@@ -107,15 +127,35 @@ impl Context {
         // SAFETY: the buffer is as long as said.
         unsafe { (driver.cuDeviceGetPCIBusId)(bus.as_mut_ptr(), 32, device) };
         let numa_node = super::numa::node_of(&text(&bus));
-        /// `CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT`.
-        const MULTIPROCESSORS: c_int = 16;
-        let mut value: c_int = 0;
-        // SAFETY: `value` is a place for the answer.
-        unsafe { (driver.cuDeviceGetAttribute)(&raw mut value, MULTIPROCESSORS, device) };
-        let multiprocessors = u32::try_from(value).unwrap_or(0).clamp(1, 1 << 16);
+        let attribute = |attribute| {
+            let mut value: c_int = 0;
+            // SAFETY: `value` is a place for the answer; of what is not known it stays 0.
+            unsafe { (driver.cuDeviceGetAttribute)(&raw mut value, attribute, device) };
+            u32::try_from(value).unwrap_or(0)
+        };
+        let multiprocessors = attribute(MULTIPROCESSOR_COUNT).clamp(1, 1 << 16);
+        let runs_kernels = attribute(COMPUTE_CAPABILITY_MAJOR) >= 7;
+        let host_access = HostAccess {
+            registers: attribute(HOST_REGISTER_SUPPORTED) != 0
+                && attribute(CAN_MAP_HOST_MEMORY) != 0
+                && attribute(UNIFIED_ADDRESSING) != 0,
+            read_only: attribute(READ_ONLY_HOST_REGISTER_SUPPORTED) != 0,
+        };
         let process = std::process::id();
         let lost = OnceLock::new();
-        Ok(Self { driver, raw, device, ordinal, info, multiprocessors, numa_node, process, lost })
+        Ok(Self {
+            driver,
+            raw,
+            device,
+            ordinal,
+            info,
+            multiprocessors,
+            runs_kernels,
+            host_access,
+            numa_node,
+            process,
+            lost,
+        })
     }
 
     /// Makes calls to the driver possible on this thread, for as long as the value is there.
@@ -149,7 +189,7 @@ impl Context {
         if let Some(error) = self.lost.get() {
             return Err(error.clone());
         }
-        if std::process::id() != self.process {
+        if self.is_forked() {
             return Err(Error::DeviceLost {
                 device: self.info.name.clone(),
                 reason: "CUDA cannot be used in a forked child; open the device after the fork"
@@ -157,6 +197,11 @@ impl Context {
             });
         }
         Ok(())
+    }
+
+    /// Whether this is a child of the process that opened the device.
+    pub(super) fn is_forked(&self) -> bool {
+        std::process::id() != self.process
     }
 
     /// An error for a code that is one. What can't be said of this call alone loses the device.

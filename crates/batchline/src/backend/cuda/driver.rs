@@ -53,6 +53,8 @@ macro_rules! entry_points {
         #[allow(non_snake_case, reason = "the driver's own names")]
         pub(super) struct Driver {
             $(pub(super) $name: unsafe extern "C" fn($($argument: $kind),*) -> Code,)*
+            /// Copies in one call, where the driver has that.
+            pub(super) batch: Option<BatchCopy>,
             /// Keeps the library loaded.
             _library: libloading::Library,
         }
@@ -70,6 +72,7 @@ macro_rules! entry_points {
                             format!("its library lacks {}", stringify!($name))
                         })?
                     },)*
+                    batch: None,
                     _library: library,
                 })
             }
@@ -108,6 +111,7 @@ entry_points! {
     cuMemFreeHost(address: *mut c_void);
     cuMemHostRegister_v2(address: *mut c_void, bytes: usize, flags: c_uint);
     cuMemHostUnregister(address: *mut c_void);
+    cuMemHostGetDevicePointer_v2(address: *mut Address, memory: *mut c_void, flags: c_uint);
     cuMemcpyHtoDAsync_v2(target: Address, source: *const c_void, bytes: usize, stream: Stream);
     cuMemcpyDtoHAsync_v2(target: *mut c_void, source: Address, bytes: usize, stream: Stream);
     cuMemcpyDtoDAsync_v2(target: Address, source: Address, bytes: usize, stream: Stream);
@@ -131,6 +135,132 @@ entry_points! {
         extra: *mut *mut c_void
     );
     cuThreadExchangeStreamCaptureMode(mode: *mut c_uint);
+}
+
+/// `CUmemcpyAttributes`, of copies that all read their sources in the stream's order and say
+/// nothing of where memory is.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(super) struct CopyAttributes {
+    source_order: c_uint,
+    source_and_target: [[c_int; 2]; 2],
+    flags: c_uint,
+}
+
+/// `CU_MEMCPY_SRC_ACCESS_ORDER_STREAM`.
+const STREAM_ORDER: c_uint = 1;
+
+/// `cuMemcpyBatchAsync` as it came with CUDA 12.8, which tells at which copy it failed.
+type FirstBatch = unsafe extern "C" fn(
+    *mut Address,
+    *mut Address,
+    *mut usize,
+    usize,
+    *mut CopyAttributes,
+    *mut usize,
+    usize,
+    *mut usize,
+    Stream,
+) -> Code;
+
+/// As it is since CUDA 13.0.
+type SecondBatch = unsafe extern "C" fn(
+    *const Address,
+    *const Address,
+    *const usize,
+    usize,
+    *mut CopyAttributes,
+    *mut usize,
+    usize,
+    Stream,
+) -> Code;
+
+/// The entry point for many copies at once.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum BatchCopy {
+    First(FirstBatch),
+    Second(SecondBatch),
+}
+
+impl BatchCopy {
+    /// The variant is that of the version which is asked for, whatever the driver has besides.
+    fn find(driver: &Driver) -> Option<Self> {
+        type GetProcAddress =
+            unsafe extern "C" fn(*const c_char, *mut *mut c_void, c_int, u64, *mut c_uint) -> Code;
+        const FIRST: c_int = 12080;
+        const SECOND: c_int = 13000;
+        let version = match driver.version_number()? {
+            SECOND.. => SECOND,
+            FIRST.. => FIRST,
+            _ => return None,
+        };
+        // SAFETY: the signature is that of the driver's documentation.
+        let find =
+            unsafe { driver._library.get::<GetProcAddress>(b"cuGetProcAddress_v2\0") }.ok()?;
+        let (mut address, mut status) = (std::ptr::null_mut(), 0);
+        let name = c"cuMemcpyBatchAsync".as_ptr();
+        // SAFETY: the name ends with a zero; both are places for answers.
+        let code = unsafe { find(name, &raw mut address, version, 0, &raw mut status) };
+        if code != code::SUCCESS || address.is_null() {
+            return None;
+        }
+        Some(if version == SECOND {
+            // SAFETY: the signature is that of this version's documentation.
+            Self::Second(unsafe { std::mem::transmute::<*mut c_void, SecondBatch>(address) })
+        } else {
+            // SAFETY: as above.
+            Self::First(unsafe { std::mem::transmute::<*mut c_void, FirstBatch>(address) })
+        })
+    }
+
+    /// Enqueues the copies, whose order among themselves is open. None of them is empty, and there
+    /// is at least one.
+    ///
+    /// # Safety
+    /// Sources and targets are memory that the driver knows, as long as said, and kept until the
+    /// copies are done.
+    pub(super) unsafe fn copy(
+        self,
+        targets: &mut [Address],
+        sources: &mut [Address],
+        lens: &mut [usize],
+        stream: Stream,
+    ) -> Code {
+        let mut attributes =
+            CopyAttributes { source_order: STREAM_ORDER, source_and_target: [[0; 2]; 2], flags: 0 };
+        let (mut first, mut failed, count) = (0, 0, targets.len());
+        assert!(sources.len() == count && lens.len() == count, "a length for each copy");
+        match self {
+            // SAFETY: `count` of each, and one group of attributes from the first copy on; the rest
+            // is promised by the caller.
+            Self::First(copy) => unsafe {
+                copy(
+                    targets.as_mut_ptr(),
+                    sources.as_mut_ptr(),
+                    lens.as_mut_ptr(),
+                    count,
+                    &raw mut attributes,
+                    &raw mut first,
+                    1,
+                    &raw mut failed,
+                    stream,
+                )
+            },
+            // SAFETY: as above.
+            Self::Second(copy) => unsafe {
+                copy(
+                    targets.as_ptr(),
+                    sources.as_ptr(),
+                    lens.as_ptr(),
+                    count,
+                    &raw mut attributes,
+                    &raw mut first,
+                    1,
+                    stream,
+                )
+            },
+        }
+    }
 }
 
 /// Codes that mean something to us.
@@ -179,9 +309,10 @@ impl Driver {
             let reason = format!("no CUDA driver ({} not found)", names[0]);
             missing(reason, "install the NVIDIA driver, or use another device")
         })?;
-        let driver = Self::resolve(library).map_err(|problem| {
+        let mut driver = Self::resolve(library).map_err(|problem| {
             missing(format!("the CUDA driver is too old: {problem}"), "update the NVIDIA driver")
         })?;
+        driver.batch = BatchCopy::find(&driver);
         // SAFETY: flags must be 0.
         match unsafe { (driver.cuInit)(0) } {
             code::SUCCESS => Ok(driver),
@@ -229,12 +360,16 @@ impl Driver {
 
     /// The CUDA version that the driver supports, as `major.minor`.
     pub(super) fn version(&self) -> String {
+        let text = |version| format!("CUDA {}.{}", version / 1000, version % 1000 / 10);
+        self.version_number().map(text).unwrap_or_default()
+    }
+
+    /// It as 1000 times the major and ten times the minor version.
+    fn version_number(&self) -> Option<c_int> {
         let mut version: c_int = 0;
         // SAFETY: `version` is a place for the answer.
-        match unsafe { (self.cuDriverGetVersion)(&raw mut version) } {
-            code::SUCCESS => format!("CUDA {}.{}", version / 1000, version % 1000 / 10),
-            _ => String::new(),
-        }
+        let code = unsafe { (self.cuDriverGetVersion)(&raw mut version) };
+        (code == code::SUCCESS).then_some(version)
     }
 }
 

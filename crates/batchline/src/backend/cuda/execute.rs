@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::CudaBackend;
 use super::context::{Context, Entered};
 use super::driver::{self, Address};
+use super::gather::gather;
 use super::memory::{CudaMemory, CudaStaging};
 use super::queue::{CudaBinding, CudaCustom, CudaStream};
 use crate::backend::{Command, Custom, Region, Segment, StagingMemory, SubmitError};
@@ -45,16 +46,16 @@ fn relax_capture(entered: &Entered<'_>) -> Result<()> {
     entered.call("relaxing the capture mode", code)
 }
 
-struct Encoder<'e> {
-    backend: &'e CudaBackend,
-    entered: &'e Entered<'e>,
-    stream: driver::Stream,
+pub(super) struct Encoder<'e> {
+    pub(super) backend: &'e CudaBackend,
+    pub(super) entered: &'e Entered<'e>,
+    pub(super) stream: driver::Stream,
     /// Whether something of the segment was given to the driver.
-    issued: bool,
+    pub(super) issued: bool,
 }
 
 impl Encoder<'_> {
-    fn context(&self) -> &Arc<Context> {
+    pub(super) fn context(&self) -> &Arc<Context> {
         &self.backend.context
     }
 
@@ -122,7 +123,7 @@ impl Encoder<'_> {
                 let launch = kernels.convert(self.entered, stream, spec)?;
                 launch.run(self.entered, self.stream, source, target)
             }
-            Command::Gather(_) => Err(Error::record("a gather", "this device has none yet")),
+            Command::Gather(spec) => gather(self, &spec),
             Command::Custom { work, reads, writes } => {
                 let binding = |region: &Region<'_>| {
                     Ok(CudaBinding { address: self.device(*region)?, bytes: region.len })
@@ -174,14 +175,14 @@ impl Encoder<'_> {
         self.entered.call("filling", code)
     }
 
-    fn device(&self, region: Region<'_>) -> Result<Address> {
+    pub(super) fn device(&self, region: Region<'_>) -> Result<Address> {
         let memory = CudaMemory::of(region.memory).filter(|memory| memory.is_of(self.context()));
         let memory = memory.ok_or_else(foreign)?;
         within(region.offset, region.len, region.memory.len())?;
         Ok(memory.address + region.offset)
     }
 
-    fn staging<'m>(
+    pub(super) fn staging<'m>(
         &self,
         memory: &'m dyn StagingMemory,
         offset: u64,
@@ -195,7 +196,7 @@ impl Encoder<'_> {
     }
 }
 
-fn within(offset: u64, len: u64, size: u64) -> Result<()> {
+pub(super) fn within(offset: u64, len: u64, size: u64) -> Result<()> {
     if offset.checked_add(len).is_some_and(|end| end <= size) {
         return Ok(());
     }
@@ -206,6 +207,6 @@ fn length(region: Region<'_>) -> Result<usize> {
     usize::try_from(region.len).map_err(|_| Error::Overflow { what: "a command".to_owned() })
 }
 
-fn foreign() -> Error {
+pub(super) fn foreign() -> Error {
     Error::record("a command", "its memory belongs to another device")
 }

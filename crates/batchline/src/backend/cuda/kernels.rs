@@ -8,7 +8,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::context::{Context, Entered};
 use super::driver::{self, Address, Function};
-use crate::backend::{ChannelOrder, ConvertSpec};
+use crate::backend::{ChannelOrder, ConvertSpec, MAX_PARTS};
 use crate::sync::Mutex;
 use crate::{DType, Result};
 
@@ -19,6 +19,14 @@ const PTX: &str = concat!(include_str!("kernels.ptx"), "\0");
 const BLOCK: u32 = 256;
 /// Elements that are worth a block.
 const PER_BLOCK: u64 = 4096;
+/// Blocks that fill a multiprocessor.
+const BLOCKS: u64 = 4;
+/// The most blocks along a grid's second axis.
+const MOST_SLICES: u64 = 65_535;
+
+/// What the kernel that gathers rows converts on the way.
+pub(super) const FUSED: &[(DType, DType)] =
+    &[(DType::U8, DType::F32), (DType::U8, DType::F16), (DType::U8, DType::BF16)];
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -35,7 +43,10 @@ struct Loaded {
     convert: Function,
     /// For the pairs that training uses, as they were needed.
     fast: Vec<((DType, DType), Function)>,
-    /// Scales and biases that are on the device, by the lists that they came from, oldest first.
+    /// For rows as they are, and for those that become another type, as they were needed.
+    gather: Vec<(Option<DType>, Function)>,
+    /// Scales and biases that are on the device, by the lists that they came from; what was used
+    /// last is at the end.
     factors: Vec<Factors>,
 }
 
@@ -46,7 +57,7 @@ struct Factors {
     address: Address,
 }
 
-/// Lists that are kept on the device; programs use a few.
+/// Lists that are kept on the device; programs use a few. A launch needs two at a time.
 const LISTS: usize = 32;
 
 /// A conversion, ready to be launched.
@@ -58,11 +69,25 @@ pub(super) struct Launch {
     elements: u64,
     from: u32,
     to: u32,
+    map: Map,
+}
+
+/// What all conversions are told alike.
+#[derive(Debug)]
+struct Map {
     channels: u64,
     pixels: u64,
     flags: u32,
     scale: Address,
     bias: Address,
+}
+
+/// One tensor of a gather, by addresses of the device.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Rows {
+    pub(super) source: Address,
+    pub(super) target: Address,
+    pub(super) row_bytes: u64,
 }
 
 impl Kernels {
@@ -82,7 +107,8 @@ impl Kernels {
         let function = self.with(entered, |loaded| Ok(loaded.fill))?;
         let mut parameters: [*mut c_void; 3] =
             [(&raw mut target).cast(), (&raw mut count).cast(), (&raw mut value).cast()];
-        launch(entered, function, count, stream, &mut parameters)
+        let grid = grid_of_elements(count, entered.context.multiprocessors);
+        launch(entered, function, grid, stream, &mut parameters)
     }
 
     /// Gets a conversion ready; what it needs on the device is there afterwards.
@@ -92,15 +118,8 @@ impl Kernels {
         stream: driver::Stream,
         spec: &ConvertSpec,
     ) -> Result<Launch> {
-        let nchw = |order, flag| if order == ChannelOrder::Nchw { flag } else { 0 };
-        let affine = u32::from(spec.is_affine());
-        let flags = affine | nchw(spec.source_order, 2) | nchw(spec.target_order, 4);
         self.with(entered, |loaded| {
-            let (mut scale, mut bias) = (0, 0);
-            if spec.is_affine() {
-                scale = loaded.factors(entered, stream, &spec.scale)?;
-                bias = loaded.factors(entered, stream, &spec.bias)?;
-            }
+            let map = loaded.map(entered, stream, spec)?;
             let fast = loaded.fast(entered, spec.from, spec.to)?;
             Ok(Launch {
                 function: fast.unwrap_or(loaded.convert),
@@ -108,13 +127,45 @@ impl Kernels {
                 elements: spec.elements,
                 from: number(spec.from),
                 to: number(spec.to),
-                channels: spec.channels,
-                pixels: spec.pixels,
-                flags,
-                scale,
-                bias,
+                map,
             })
         })
+    }
+
+    /// Gathers rows by their numbers, those of the first tensor with a conversion if there is one:
+    /// of [`FUSED`] types, and such that a row is a number of whole images.
+    pub(super) fn gather(
+        &self,
+        entered: &Entered<'_>,
+        stream: driver::Stream,
+        (mut indices, mut rows): (Address, u64),
+        tensors: &[Rows],
+        spec: Option<&ConvertSpec>,
+    ) -> Result<()> {
+        let to = spec.map(|spec| spec.to);
+        let (function, mut map) = self.with(entered, |loaded| {
+            let map = spec.map(|spec| loaded.map(entered, stream, spec)).transpose()?;
+            Ok((loaded.gather(entered, to)?, map))
+        })?;
+        let mut count = u32::try_from(tensors.len()).expect("a few");
+        let mut all = [Rows::default(); MAX_PARTS];
+        all[..tensors.len()].copy_from_slice(tensors);
+        let mut parameters: SmallVec<[*mut c_void; 20]> = smallvec![
+            (&raw mut indices).cast(),
+            (&raw mut rows).cast(),
+            (&raw mut count).cast::<c_void>(),
+        ];
+        let [first, others @ ..] = &mut all;
+        parameters.extend(first.parameters());
+        parameters.extend(map.iter_mut().flat_map(Map::parameters));
+        parameters.extend(others.iter_mut().flat_map(Rows::parameters));
+        let units = |(place, tensor): (usize, &Rows)| match to.filter(|_| place == 0) {
+            Some(to) => tensor.row_bytes / (16 / to.size() as u64),
+            None => tensor.units(),
+        };
+        let longest = tensors.iter().enumerate().map(units).max().unwrap_or(0);
+        let grid = grid_of_rows(rows, longest, count, entered.context.multiprocessors);
+        launch(entered, function, grid, stream, &mut parameters)
     }
 
     fn with<R>(
@@ -156,7 +207,8 @@ impl Loaded {
         entered.call("loading the kernels (they need compute capability 7.0)", code)?;
         let fill = find(entered, module, c"batchline_fill_u64")?;
         let convert = find(entered, module, c"batchline_convert")?;
-        Ok(Self { module, fill, convert, fast: Vec::new(), factors: Vec::new() })
+        let (fast, gather, factors) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { module, fill, convert, fast, gather, factors })
     }
 
     /// The kernel of its own that a pair of types has, if it has one.
@@ -174,15 +226,51 @@ impl Loaded {
         Ok(Some(function))
     }
 
-    /// A list's address on the device.
+    /// The kernel that gathers rows and makes this type of them, or leaves them as they are.
+    fn gather(&mut self, entered: &Entered<'_>, to: Option<DType>) -> Result<Function> {
+        if let Some((_, function)) = self.gather.iter().find(|(known, _)| *known == to) {
+            return Ok(*function);
+        }
+        let function = match to {
+            None => find(entered, self.module, c"batchline_gather_rows")?,
+            Some(to) => {
+                let name = format!("batchline_gather_convert_u8_{to}");
+                find(entered, self.module, &CString::new(name).expect("no zero in it"))?
+            }
+        };
+        self.gather.push((to, function));
+        Ok(function)
+    }
+
+    /// What a conversion is told, with its factors on the device.
+    fn map(
+        &mut self,
+        entered: &Entered<'_>,
+        stream: driver::Stream,
+        spec: &ConvertSpec,
+    ) -> Result<Map> {
+        let nchw = |order, flag| if order == ChannelOrder::Nchw { flag } else { 0 };
+        let affine = u32::from(spec.is_affine());
+        let flags = affine | nchw(spec.source_order, 2) | nchw(spec.target_order, 4);
+        let (mut scale, mut bias) = (0, 0);
+        if spec.is_affine() {
+            scale = self.factors(entered, stream, &spec.scale)?;
+            bias = self.factors(entered, stream, &spec.bias)?;
+        }
+        Ok(Map { channels: spec.channels, pixels: spec.pixels, flags, scale, bias })
+    }
+
+    /// A list's address on the device, where it stays for the next launch at least: that of another
+    /// list may be given up in between, but the one that was not used for longest.
     fn factors(
         &mut self,
         entered: &Entered<'_>,
         stream: driver::Stream,
         list: &Arc<[f32]>,
     ) -> Result<Address> {
-        if let Some(known) = self.factors.iter().find(|known| Arc::ptr_eq(&known.list, list)) {
-            return Ok(known.address);
+        if let Some(known) = self.factors.iter().position(|known| Arc::ptr_eq(&known.list, list)) {
+            self.factors[known..].rotate_left(1);
+            return Ok(self.factors[self.factors.len() - 1].address);
         }
         if self.factors.len() == LISTS {
             // SAFETY: the stream exists. All conversions run on it.
@@ -198,7 +286,6 @@ impl Loaded {
         // SAFETY: `address` is a place for the answer.
         let code = unsafe { (entered.driver().cuMemAlloc_v2)(&raw mut address, bytes) };
         entered.call("allocating device memory", code)?;
-        self.factors.push(Factors { list: Arc::clone(list), address });
         // Behind what is on the stream, ahead of the kernel: a copy from ordinary memory that is
         // not on it may still be on its way when it returns.
         // SAFETY: allocated above, as long as the list, and kept with it.
@@ -206,8 +293,45 @@ impl Loaded {
             let list = list.as_ptr().cast();
             (entered.driver().cuMemcpyHtoDAsync_v2)(address, list, bytes, stream)
         };
-        entered.call("copying factors to the device", code)?;
+        if let Err(error) = entered.call("copying factors to the device", code) {
+            // The call did nothing, or the device is lost and the memory with it.
+            if !error.is_device_lost() {
+                // SAFETY: allocated above, and nothing uses it.
+                unsafe { (entered.driver().cuMemFree_v2)(address) };
+            }
+            return Err(error);
+        }
+        self.factors.push(Factors { list: Arc::clone(list), address });
         Ok(address)
+    }
+}
+
+impl Map {
+    fn parameters(&mut self) -> [*mut c_void; 5] {
+        [
+            (&raw mut self.channels).cast(),
+            (&raw mut self.pixels).cast(),
+            (&raw mut self.flags).cast(),
+            (&raw mut self.scale).cast(),
+            (&raw mut self.bias).cast(),
+        ]
+    }
+}
+
+impl Rows {
+    fn parameters(&mut self) -> [*mut c_void; 3] {
+        [
+            (&raw mut self.source).cast(),
+            (&raw mut self.target).cast(),
+            (&raw mut self.row_bytes).cast(),
+        ]
+    }
+
+    /// Words that a row is gathered in, as `kernels.cu` chooses them.
+    fn units(&self) -> u64 {
+        let all = self.source | self.target | self.row_bytes;
+        let word = [16, 8, 4].into_iter().find(|word| all.is_multiple_of(*word));
+        self.row_bytes / word.unwrap_or(if self.row_bytes < 64 { 1 } else { 16 })
     }
 }
 
@@ -227,14 +351,9 @@ impl Launch {
         if self.any {
             parameters.extend([(&raw mut self.from).cast(), (&raw mut self.to).cast()]);
         }
-        parameters.extend([
-            (&raw mut self.channels).cast(),
-            (&raw mut self.pixels).cast(),
-            (&raw mut self.flags).cast(),
-            (&raw mut self.scale).cast(),
-            (&raw mut self.bias).cast::<c_void>(),
-        ]);
-        launch(entered, self.function, self.elements, stream, &mut parameters)
+        parameters.extend(self.map.parameters());
+        let grid = grid_of_elements(self.elements, entered.context.multiprocessors);
+        launch(entered, self.function, grid, stream, &mut parameters)
     }
 }
 
@@ -246,25 +365,45 @@ fn find(entered: &Entered<'_>, module: driver::Module, name: &CStr) -> Result<Fu
     entered.call("finding a kernel", code).map(|()| function)
 }
 
-/// Launches a kernel that goes over `elements` in strides of the grid.
+/// The grid of a kernel that goes over elements in strides of the grid.
+fn grid_of_elements(elements: u64, multiprocessors: u32) -> [u32; 2] {
+    let most = u64::from(multiprocessors) * BLOCKS;
+    [small(elements.div_ceil(PER_BLOCK).clamp(1, most)), 1]
+}
+
+/// The grid of a kernel that gathers rows of so many units, those of the longest of the parts. What
+/// is good is said in `kernels.cu`.
+fn grid_of_rows(rows: u64, units: u64, parts: u32, multiprocessors: u32) -> [u32; 2] {
+    let along = units.clamp(1, u64::from(BLOCK)).next_power_of_two();
+    let across = rows.div_ceil(u64::from(BLOCK) / along).clamp(1, u64::from(u32::MAX >> 1));
+    let slices = match units {
+        ..1024 => 1,
+        _ => {
+            let filling = (u64::from(multiprocessors) * BLOCKS).div_ceil(across);
+            filling.clamp(4, units.div_ceil(u64::from(BLOCK)))
+        }
+    };
+    [small(across), parts * small(slices.min(MOST_SLICES / u64::from(parts)))]
+}
+
+fn small(blocks: u64) -> u32 {
+    u32::try_from(blocks).expect("bounded above")
+}
+
 fn launch(
     entered: &Entered<'_>,
     function: Function,
-    elements: u64,
+    [across, along]: [u32; 2],
     stream: driver::Stream,
     parameters: &mut [*mut c_void],
 ) -> Result<()> {
-    // Four on each multiprocessor fill it.
-    let most = u64::from(entered.context.multiprocessors) * 4;
-    let blocks = elements.div_ceil(PER_BLOCK).clamp(1, most);
-    let blocks = u32::try_from(blocks).expect("four times a number of 32 bits that is small");
     // SAFETY: the parameters are those of the kernel and are read before the call returns; the
     // memory that they name is kept until the segment's fence has passed.
     let code = unsafe {
         (entered.driver().cuLaunchKernel)(
             function,
-            blocks,
-            1,
+            across,
+            along,
             1,
             BLOCK,
             1,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::context::Context;
 use super::driver::Address;
 use super::numa;
+use super::registered::{MAPPED, PORTABLE, device_address};
 use crate::backend::{DeviceMemory, StagingMemory};
 use crate::{Error, Result};
 
@@ -17,8 +18,8 @@ use crate::{Error, Result};
 /// hold locks of the whole system while they work on one.
 const PIECE: usize = 256 << 20;
 
-/// `CU_MEMHOSTREGISTER_PORTABLE`, `CU_MEMHOSTALLOC_PORTABLE`: page-locked for every context.
-const PORTABLE: u32 = 1;
+/// For every context, and for kernels. Also what `cuMemHostAlloc` calls so.
+const FLAGS: u32 = PORTABLE | MAPPED;
 
 /// A piece of device memory.
 #[derive(Debug)]
@@ -71,6 +72,8 @@ impl Drop for CudaMemory {
 pub(super) struct CudaStaging {
     base: NonNull<u8>,
     len: usize,
+    /// What kernels know it by, where they can read it.
+    pub(super) device: Option<Address>,
     origin: Origin,
     context: Arc<Context>,
 }
@@ -102,13 +105,15 @@ impl CudaStaging {
         let entered = context.enter()?;
         let mut start: *mut c_void = std::ptr::null_mut();
         // SAFETY: `start` is a place for the answer.
-        let code = unsafe { (entered.driver().cuMemHostAlloc)(&raw mut start, len, PORTABLE) };
+        let code = unsafe { (entered.driver().cuMemHostAlloc)(&raw mut start, len, FLAGS) };
         entered.call(WHAT, code)?;
         let base = NonNull::new(start.cast::<u8>())
             .ok_or_else(|| context.lose("page-locked memory without an address".to_owned()))?;
         // SAFETY: allocated above, `len` bytes long.
         unsafe { base.write_bytes(0, len) };
-        Ok(Self { base, len, origin: Origin::Driver, context: Arc::clone(context) })
+        let at = base.addr().get();
+        let device = device_address(&entered, &(at..at + len), &[at]).ok();
+        Ok(Self { base, len, device, origin: Origin::Driver, context: Arc::clone(context) })
     }
 
     /// `None` where the driver does not register memory, as in confidential computing.
@@ -126,15 +131,18 @@ impl CudaStaging {
             let start = pages[piece.clone()].as_mut_ptr().cast();
             // SAFETY: the range is mapped, and stays so until it is unregistered.
             let code =
-                unsafe { (entered.driver().cuMemHostRegister_v2)(start, piece.len(), PORTABLE) };
+                unsafe { (entered.driver().cuMemHostRegister_v2)(start, piece.len(), FLAGS) };
             if let Err(error) = entered.call("registering page-locked memory", code) {
                 unregister(context, base, piece.start);
                 return if error.is_device_lost() { Err(error) } else { Ok(None) };
             }
         }
+        let at = base.addr().get();
+        let starts: Vec<usize> = pieces(0..len).map(|piece| at + piece.start).collect();
+        let device = device_address(&entered, &(at..at + len), &starts).ok();
         drop(entered);
         let origin = Origin::Registered(pages);
-        Ok(Some(Self { base, len, origin, context: Arc::clone(context) }))
+        Ok(Some(Self { base, len, device, origin, context: Arc::clone(context) }))
     }
 
     pub(super) fn of(memory: &dyn StagingMemory) -> Option<&Self> {

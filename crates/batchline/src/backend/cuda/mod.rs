@@ -7,7 +7,7 @@
 //! | number | stream | what runs on it |
 //! | --- | --- | --- |
 //! | 0 | copy | host to device, and nothing else: a kernel between two copies would cost the link |
-//! | 1 | prepare | conversions, fills, copies within the device, custom work |
+//! | 1 | prepare | conversions, fills, copies within the device, gathers by a kernel, custom work |
 //! | 2 | read back | device to host |
 //! | 3 | consumer | the consumer's work: a stream of ours, or the one that the device was opened for |
 //! | 4 to 7 | users' | streams that a batch was bound to |
@@ -35,33 +35,41 @@
 //! # Files
 //!
 //! `driver` is the library's entry points; `context` a process's part in a device; `lane` streams
-//! and events; `memory` device and page-locked memory (`numa` places it); `execute` turns commands
-//! into calls; `kernels` loads what `kernels.cu` was compiled to; `queue` is users' streams.
+//! and events; `memory` device and page-locked memory (`numa` places it); `registered` memory of
+//! data sets that the device reads by itself; `execute` turns commands into calls, and `gather`
+//! those for single rows; `kernels` loads what `kernels.cu` was compiled to; `queue` is users'
+//! streams.
 #![allow(unsafe_code, reason = "promises to do as commanded")]
 
 mod context;
 mod driver;
 mod execute;
+mod gather;
 mod kernels;
 mod lane;
 mod memory;
 mod numa;
 mod queue;
+mod registered;
 
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{
-    Backend, CommandKind, DeviceInfo, DeviceMemory, Direction, Fence, Segment, StagingMemory,
-    StreamId, SubmitError,
+    Backend, CommandKind, DeviceInfo, DeviceMemory, Direction, Fence, Gathers, RegisteredMemory,
+    Segment, StagingMemory, StreamId, SubmitError,
 };
 use crate::Result;
+use crate::sync::Mutex;
 
 use context::Context;
 use driver::Driver;
+use gather::Copies;
 use kernels::Kernels;
 use lane::{Lane, Lanes};
 use memory::{CudaMemory, CudaStaging};
+use registered::CudaRegistered;
 
 pub use queue::{CudaBinding, CudaCustom, CudaStream};
 
@@ -78,6 +86,7 @@ const LONGEST_PAUSE: Duration = Duration::from_micros(200);
 pub(crate) struct CudaBackend {
     lanes: Lanes,
     kernels: Kernels,
+    copies: Mutex<Copies>,
     /// Last: everything else is on it.
     context: Arc<Context>,
 }
@@ -97,7 +106,8 @@ impl CudaBackend {
         };
         let lanes = Lanes::new(&context, [own()?, own()?, own()?, consumer]);
         drop(entered);
-        Ok(Self { lanes, kernels: Kernels::new(&context), context })
+        let (kernels, copies) = (Kernels::new(&context), Mutex::default());
+        Ok(Self { lanes, kernels, copies, context })
     }
 
     /// The devices that the driver shows.
@@ -134,6 +144,16 @@ unsafe impl Backend for CudaBackend {
 
     fn allocate_staging(&self, bytes: u64, _: Direction) -> Result<Box<dyn StagingMemory>> {
         Ok(Box::new(CudaStaging::new(&self.context, bytes)?))
+    }
+
+    fn gathers(&self) -> Gathers {
+        gather::abilities(&self.context)
+    }
+
+    unsafe fn register(&self, memory: NonNull<[u8]>) -> Result<Box<dyn RegisteredMemory>> {
+        // SAFETY: promised by the caller.
+        let registered = unsafe { CudaRegistered::new(&self.context, memory) };
+        Ok(Box::new(registered?))
     }
 
     fn stream_of(&self, kind: CommandKind) -> StreamId {
