@@ -65,7 +65,8 @@
 //! again; writing behind the end of memory; copies with addresses that are not the device's, not
 //! page-locked or out of bounds; memory of another device; handles that were destroyed; calls in a
 //! destroyed context; a context that is destroyed with work queued, or released too often.
-//! Freed memory is full of 0xDB, new memory of 0xCD.
+//! Freed memory is full of 0xDB, new memory of 0xCD. Of registered memory a kernel is taken to read
+//! the piece that a parameter points to and all that follow it without a gap.
 //!
 //! It is stricter than the driver in three things: each call that concerns a context needs one that
 //! is current to the thread, though the driver takes copies, events and frees without; ordinary

@@ -2,6 +2,7 @@
 //! only pretends to have one.
 
 mod driver;
+mod gather;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

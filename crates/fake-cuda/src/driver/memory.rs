@@ -185,7 +185,7 @@ impl Memory {
 
     /// The block that an address lies in, and where it is registered memory the pieces that follow
     /// it without a gap: one address is enough to reach all of them.
-    pub(crate) fn from_on(&self, address: usize) -> impl Iterator<Item = &Arc<Block>> {
+    pub(crate) fn reached_from(&self, address: usize) -> impl Iterator<Item = &Arc<Block>> {
         let first = self.around(address);
         let mut next = first.map_or(usize::MAX, |block| block.base);
         self.live.range(next..).map(|(_, block)| block).take_while(move |block| {

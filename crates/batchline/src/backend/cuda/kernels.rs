@@ -430,3 +430,30 @@ impl Drop for Kernels {
         unsafe { (entered.driver().cuModuleUnload)(loaded.module) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_grid_follows_the_rows() {
+        let of = |rows, row_bytes, parts| {
+            let rows_of = Rows { source: 256, target: 512, row_bytes };
+            grid_of_rows(rows, rows_of.units(), parts, 132)
+        };
+        assert_eq!(of(256, 150_528, 1), [256, 4]);
+        assert_eq!(of(256, 150_528, 2), [256, 8]);
+        // Few rows, which are long.
+        assert_eq!(of(8, 6 << 20, 1), [8, 66]);
+        assert_eq!(of(1, 1 << 40, 4), [1, 2112]);
+        assert_eq!(of(1024, 4096, 1), [1024, 1]);
+        assert_eq!(of(4095, 784, 2), [1024, 2]);
+        assert_eq!(of(1000, 1, 4), [4, 4]);
+        // Without a common alignment, in words of 16 bytes all the same.
+        assert_eq!(of(1024, 16_401, 1), [1024, 4]);
+        assert_eq!(of(1000, 63, 1), [250, 1]);
+        assert_eq!(grid_of_rows(u64::MAX, 1 << 20, 3, 1 << 16), [u32::MAX >> 1, 12]);
+        assert_eq!(grid_of_elements(38_535_168, 132), [528, 1]);
+        assert_eq!(grid_of_elements(1, 132), [1, 1]);
+    }
+}

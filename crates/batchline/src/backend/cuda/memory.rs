@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::context::Context;
-use super::driver::Address;
+use super::driver::{Address, code};
 use super::numa;
 use super::registered::{MAPPED, PORTABLE, device_address};
 use crate::backend::{DeviceMemory, StagingMemory};
@@ -132,9 +132,10 @@ impl CudaStaging {
             // SAFETY: the range is mapped, and stays so until it is unregistered.
             let code =
                 unsafe { (entered.driver().cuMemHostRegister_v2)(start, piece.len(), FLAGS) };
-            if let Err(error) = entered.call("registering page-locked memory", code) {
+            // Whatever the reason: a device that is lost says so in the next call too.
+            if code != code::SUCCESS {
                 unregister(context, base, piece.start);
-                return if error.is_device_lost() { Err(error) } else { Ok(None) };
+                return Ok(None);
             }
         }
         let at = base.addr().get();

@@ -4,6 +4,9 @@
 //! loaders that read it. So there is one table of what is registered, by pieces that know how many
 //! use them. It stays locked while the driver registers and unregisters: nobody finds memory taken
 //! that its last user is about to give up.
+//!
+//! No byte is registered that was not asked for, though the driver locks whole pages: it refuses
+//! copies of memory that is registered in part, and what else lies on a page is somebody else's.
 #![allow(unsafe_code, reason = "registers memory, and promises that the device can read it")]
 
 use std::any::Any;

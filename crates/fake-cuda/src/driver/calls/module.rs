@@ -113,7 +113,7 @@ impl Driver {
         for word in bytes.chunks_exact(8) {
             let address = usize::from_le_bytes(word.try_into().unwrap_or_default());
             if self.memory.around(address).is_some() {
-                launch.memory.extend(self.memory.from_on(address).cloned());
+                launch.memory.extend(self.memory.reached_from(address).cloned());
             } else if self.memory.was_freed(address) {
                 let fault = format!("memory at {address:#x} was freed");
                 launch.fault.get_or_insert(fault);
