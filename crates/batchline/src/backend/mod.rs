@@ -91,7 +91,7 @@ pub struct DeviceInfo {
 pub type StreamId = u8;
 
 /// The most streams that a backend may use.
-pub const MAX_STREAMS: usize = 8;
+pub const MAX_STREAMS: usize = 32;
 
 /// A point on a stream: the end of the segment with this number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -12,13 +12,13 @@ use super::buffer::Recording;
 use super::operation::Operation;
 use smallvec::SmallVec;
 
-use crate::backend::{Fence, MAX_STREAMS};
+use crate::backend::Fence;
 use crate::memory::Patience;
 use crate::sync::{Condvar, Mutex};
 use crate::{Error, Result};
 
-/// At most one fence per stream.
-pub(crate) type Fences = SmallVec<[Fence; MAX_STREAMS]>;
+/// At most one fence per stream; of more than a few only where many streams of users are about.
+pub(crate) type Fences = SmallVec<[Fence; 8]>;
 
 /// Called once when an operation or a command buffer is done, with its error if there was one.
 pub(crate) type Completion = Box<dyn FnOnce(Result<()>) + Send>;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::shelf::{Block, Update};
-use crate::backend::{DeviceMemory, Direction, Fence, MAX_STREAMS, StagingMemory};
+use crate::backend::{DeviceMemory, Direction, Fence, StagingMemory};
 use crate::device::DeviceCore;
 use crate::source::TENSOR_ALIGNMENT;
 use crate::sync::Mutex;
@@ -74,7 +74,7 @@ impl DeviceBlock {
             return Err(broken(core, "unified memory without an address"));
         }
         let memory = Some(memory);
-        let read = Vec::with_capacity(MAX_STREAMS);
+        let read = Vec::with_capacity(8);
         let usage = Mutex::new(Usage { read, ..Usage::default() });
         Ok(Self { memory, usage, capacity, core: Arc::clone(core) })
     }

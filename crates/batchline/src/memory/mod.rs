@@ -19,4 +19,4 @@ pub(crate) use block::DeviceBlock;
 pub(crate) use manager::StagingLease;
 pub(crate) use pool::{Loan, Patience, Pool};
 pub(crate) use registered::Registered;
-pub(crate) use storage::{Held, Hold, Share, Storage};
+pub(crate) use storage::{Held, Hold, Share, Storage, StreamUse};

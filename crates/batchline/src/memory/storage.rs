@@ -1,7 +1,10 @@
 //! A block of device memory, and who has a part in it: tensors of users, operations in flight.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use smallvec::SmallVec;
 
 use super::block::DeviceBlock;
 use super::manager::{DeviceLease, MemoryManager};
@@ -25,9 +28,11 @@ pub(crate) struct Storage {
 struct Parts {
     shares: usize,
     holds: usize,
-    /// The streams that work of the shares' users runs on, a bit each. On the last drop the position
-    /// of each is noted, and the block's next writer comes after it.
-    used_on: u8,
+    /// The streams that work of the shares' users runs on, a bit each. On the last drop the
+    /// position of each is noted, and the block's next writer comes after it.
+    used_on: u32,
+    /// What must last until those positions are noted.
+    uses: SmallVec<[StreamUse; 2]>,
     /// Counts the batch among those that the consumer holds.
     held: Option<Held>,
     /// The way back to its pool, for memory of a loader. It holds the storage itself, so the last
@@ -35,6 +40,16 @@ struct Parts {
     loan: Option<Loan<Arc<Storage>>>,
     /// Whether the device may go on using the block for ever.
     quarantined: bool,
+}
+
+/// Keeps a stream of a user's what it is, from its first use for a block until its position is
+/// noted.
+#[derive(Debug)]
+pub(crate) struct StreamUse {
+    /// Keeps the stream's number from being given to another one.
+    pub(crate) _number: Arc<()>,
+    /// Keeps the stream itself, where that is possible.
+    pub(crate) _stream: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// Counts one more while it exists.
@@ -134,6 +149,25 @@ impl Share {
         self.0.parts.lock().used_on |= 1 << stream;
     }
 
+    /// As [`use_on`](Self::use_on), for a stream of a user's.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "other devices have none"))]
+    pub(crate) fn use_by(&self, stream: StreamId, using: Option<StreamUse>) {
+        let mut parts = self.0.parts.lock();
+        if parts.used_on & 1 << stream == 0 {
+            parts.used_on |= 1 << stream;
+            parts.uses.extend(using);
+        }
+    }
+
+    /// Notes where this stream is now: the block's next writer comes after that.
+    pub(crate) fn note_position(&self, stream: StreamId) {
+        let core = self.0.memory.device().core();
+        match core.health().notice(core.backend().consumer_position(stream)) {
+            Ok(fence) => self.0.block().usage.lock().note_read(fence),
+            Err(_) => self.0.quarantine(),
+        }
+    }
+
     /// A part for an operation.
     pub(crate) fn hold(&self) -> Hold {
         self.0.parts.lock().holds += 1;
@@ -155,15 +189,12 @@ impl Drop for Share {
         // noted.
         if parts.shares == 1 && parts.used_on != 0 {
             let (used_on, held) = (std::mem::take(&mut parts.used_on), parts.held.take());
+            let uses = std::mem::take(&mut parts.uses);
             drop(parts);
-            let core = storage.memory.device().core();
             for stream in (0u8..).take(MAX_STREAMS).filter(|stream| used_on >> stream & 1 == 1) {
-                match core.health().notice(core.backend().consumer_position(stream)) {
-                    Ok(fence) => storage.block().usage.lock().note_read(fence),
-                    Err(_) => storage.quarantine(),
-                }
+                self.note_position(stream);
             }
-            drop(held);
+            drop((uses, held));
             parts = storage.parts.lock();
         }
         parts.shares -= 1;

@@ -2,7 +2,7 @@
 //! this process, and whether it is still well.
 #![allow(unsafe_code, reason = "calls the driver")]
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{c_char, c_int, c_uint};
 use std::sync::OnceLock;
 
 use super::driver::{self, Code, DeviceId, Driver, code};
@@ -214,13 +214,15 @@ impl Context {
             | code::NOT_PERMITTED
             | code::NOT_SUPPORTED
             | code::INVALID_PTX
-            | code::UNSUPPORTED_PTX_VERSION => Err(Error::Device {
-                device: self.info.name.clone(),
-                operation,
-                source: self.driver.cause(code),
-            }),
+            | code::UNSUPPORTED_PTX_VERSION => Err(self.refused(operation, code)),
             _ => Err(self.lose(format!("{operation}: {}", self.driver.text(code)))),
         }
+    }
+
+    /// An error of a call that did nothing.
+    pub(super) fn refused(&self, operation: &'static str, code: Code) -> Error {
+        let (device, source) = (self.info.name.clone(), self.driver.cause(code));
+        Error::Device { device, operation, source }
     }
 
     /// Counts the device as lost from now on; returns the error that says so, which is the first.
@@ -240,6 +242,9 @@ impl Drop for Context {
     }
 }
 
+/// `CU_STREAM_CAPTURE_MODE_RELAXED`.
+pub(super) const RELAXED: c_uint = 2;
+
 /// The context is current on this thread. See [`Context::enter`].
 #[derive(Debug)]
 pub(super) struct Entered<'c> {
@@ -255,6 +260,22 @@ impl Entered<'_> {
 
     pub(super) fn driver(&self) -> &'static Driver {
         self.context.driver
+    }
+
+    /// Makes calls that would break a capture which another thread makes, without breaking it.
+    pub(super) fn relaxed<T>(&self, calls: impl FnOnce() -> Result<T>) -> Result<T> {
+        let before = self.exchange_capture_mode(RELAXED)?;
+        let result = calls();
+        self.exchange_capture_mode(before)?;
+        result
+    }
+
+    /// Sets what this thread may do during captures; returns what it might before.
+    pub(super) fn exchange_capture_mode(&self, mut mode: c_uint) -> Result<c_uint> {
+        // SAFETY: `mode` is read, and the former one written to it.
+        let code = unsafe { (self.driver().cuThreadExchangeStreamCaptureMode)(&raw mut mode) };
+        self.call("exchanging the capture mode", code)?;
+        Ok(mode)
     }
 }
 

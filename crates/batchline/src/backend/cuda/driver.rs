@@ -101,6 +101,7 @@ entry_points! {
     cuStreamDestroy_v2(stream: Stream);
     cuStreamSynchronize(stream: Stream);
     cuStreamWaitEvent(stream: Stream, event: Event, flags: c_uint);
+    cuStreamIsCapturing(stream: Stream, status: *mut c_int);
     cuEventCreate(event: *mut Event, flags: c_uint);
     cuEventDestroy_v2(event: Event);
     cuEventRecord(event: Event, stream: Stream);
@@ -275,10 +276,14 @@ pub(super) mod code {
     pub(in super::super) const INVALID_DEVICE: Code = 101;
     pub(in super::super) const INVALID_PTX: Code = 218;
     pub(in super::super) const UNSUPPORTED_PTX_VERSION: Code = 222;
+    pub(in super::super) const INVALID_HANDLE: Code = 400;
     pub(in super::super) const NOT_READY: Code = 600;
     pub(in super::super) const NOT_PERMITTED: Code = 800;
     pub(in super::super) const NOT_SUPPORTED: Code = 801;
     pub(in super::super) const SYSTEM_DRIVER_MISMATCH: Code = 803;
+    /// The first and the last of those about captures.
+    pub(in super::super) const CAPTURE_UNSUPPORTED: Code = 900;
+    pub(in super::super) const CAPTURE_WRONG_THREAD: Code = 908;
 }
 
 impl Driver {

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::CudaBackend;
-use super::context::{Context, Entered};
+use super::context::{Context, Entered, RELAXED};
 use super::driver::{self, Address};
 use super::gather::gather;
 use super::memory::{CudaMemory, CudaStaging};
@@ -19,9 +19,9 @@ pub(super) fn submit(backend: &CudaBackend, segment: Segment<'_, '_>) -> Result<
     relax_capture(&entered)?;
     let lane = backend.lanes.get(fence.stream);
     for other in after {
-        backend.lanes.get(other.stream).hold_back(&entered, lane.stream, other.value)?;
+        backend.lanes.get(other.stream).hold_back(&entered, lane, other.value)?;
     }
-    let mut encoder = Encoder { backend, entered: &entered, stream: lane.stream, issued: false };
+    let mut encoder = Encoder { backend, entered: &entered, stream: lane.stream(), issued: false };
     for command in commands {
         if let Err(error) = encoder.command(command) {
             return Err(encoder.undone(error));
@@ -32,18 +32,14 @@ pub(super) fn submit(backend: &CudaBackend, segment: Segment<'_, '_>) -> Result<
 
 /// Keeps this thread's calls from breaking a capture that another thread makes.
 fn relax_capture(entered: &Entered<'_>) -> Result<()> {
-    /// `CU_STREAM_CAPTURE_MODE_RELAXED`.
-    const RELAXED: u32 = 2;
     thread_local! {
         static RELAXED_ALREADY: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
     }
     if RELAXED_ALREADY.replace(true) {
         return Ok(());
     }
-    let mut mode = RELAXED;
-    // SAFETY: `mode` is read, and the former one written to it.
-    let code = unsafe { (entered.driver().cuThreadExchangeStreamCaptureMode)(&raw mut mode) };
-    entered.call("relaxing the capture mode", code)
+    entered.exchange_capture_mode(RELAXED)?;
+    Ok(())
 }
 
 pub(super) struct Encoder<'e> {

@@ -3,10 +3,14 @@
 //! A fence is a number; the event recorded for it is kept until it is known to have passed, and is
 //! then used again. An event that was never recorded would count as passed, so it is listed only
 //! after it was recorded, and what waits for it is enqueued under the same lock.
+//!
+//! Users' streams come and go. A lane that nothing uses any more, and whose events have all passed,
+//! is given to the next stream; its numbers go on.
 #![allow(unsafe_code, reason = "calls the driver")]
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ffi::{c_int, c_void};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::context::{Context, Entered};
@@ -26,7 +30,8 @@ const EVENTS: usize = 32;
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Lane {
-    pub(super) stream: driver::Stream,
+    /// The stream's handle. That of a user's lane changes, while nothing uses it.
+    stream: AtomicPtr<c_void>,
     /// A user's stream is not ours to destroy.
     owned: bool,
     marks: Mutex<Marks>,
@@ -76,38 +81,73 @@ impl Lane {
     }
 
     fn of(stream: driver::Stream, owned: bool) -> Self {
-        let marks = Mutex::new(Marks::default());
+        let (stream, marks) = (AtomicPtr::new(stream.0), Mutex::new(Marks::default()));
         Self { stream, owned, marks, passed: AtomicU64::new(0) }
+    }
+
+    /// The stream.
+    pub(super) fn stream(&self) -> driver::Stream {
+        driver::Stream(self.stream.load(Ordering::Acquire))
     }
 
     /// Marks the stream's end with its next number.
     pub(super) fn mark(&self, entered: &Entered<'_>) -> Result<u64> {
+        let stream = behind(self.stream());
+        if !self.owned {
+            self.check_not_captured(entered, stream)?;
+        }
         let mut marks = self.marks.lock();
         let value = marks.last + 1;
-        marks.record(entered, self.stream, value)?;
+        marks.record(entered, stream, value, self)?;
         Ok(value)
     }
 
     /// Marks the stream's end with this number, which must be a later one than all before.
     pub(super) fn mark_as(&self, entered: &Entered<'_>, value: u64) -> Result<()> {
-        self.marks.lock().record(entered, self.stream, value)
+        self.marks.lock().record(entered, self.stream(), value, self)
+    }
+
+    /// Refuses a stream whose work is recorded for later: an event on it would tell nothing, and
+    /// would draw whoever waits for it into the recording.
+    fn check_not_captured(&self, entered: &Entered<'_>, stream: driver::Stream) -> Result<()> {
+        let mut status: c_int = 0;
+        // SAFETY: the stream exists, and `status` is a place for the answer.
+        let code = unsafe { (entered.driver().cuStreamIsCapturing)(stream, &raw mut status) };
+        self.call(entered, "asking whether a stream is captured", code)?;
+        if status == 0 {
+            return Ok(());
+        }
+        Err(Error::record("the position of a CUDA stream", "the stream is being captured"))
+    }
+
+    /// As [`Entered::call`]; but a stream of a user's that the driver refuses is no loss of the
+    /// device.
+    fn call(
+        &self,
+        entered: &Entered<'_>,
+        operation: &'static str,
+        code: driver::Code,
+    ) -> Result<()> {
+        match code {
+            code::INVALID_HANDLE | code::CAPTURE_UNSUPPORTED..=code::CAPTURE_WRONG_THREAD
+                if !self.owned =>
+            {
+                Err(entered.context.refused(operation, code))
+            }
+            _ => entered.call(operation, code),
+        }
     }
 
     /// Makes another stream wait, on the device, until this one has passed a number.
-    pub(super) fn hold_back(
-        &self,
-        entered: &Entered<'_>,
-        other: driver::Stream,
-        value: u64,
-    ) -> Result<()> {
+    pub(super) fn hold_back(&self, entered: &Entered<'_>, other: &Lane, value: u64) -> Result<()> {
         let marks = self.marks.lock();
         // The first that is not earlier: what has passed is not listed any more.
         let Some((_, event)) = marks.pending.iter().find(|(number, _)| *number >= value) else {
             return Ok(());
         };
         // SAFETY: both exist; the event was recorded, and under the lock it is not recorded again.
-        let code = unsafe { (entered.driver().cuStreamWaitEvent)(other, *event, 0) };
-        entered.call("making a stream wait", code)
+        let code = unsafe { (entered.driver().cuStreamWaitEvent)(other.stream(), *event, 0) };
+        other.call(entered, "making a stream wait", code)
     }
 
     /// Whether the stream is known to have passed a number, without asking it.
@@ -138,7 +178,7 @@ impl Lane {
     pub(super) fn close(&self, entered: &Entered<'_>) {
         if self.owned {
             // SAFETY: the stream exists.
-            let code = unsafe { (entered.driver().cuStreamSynchronize)(self.stream) };
+            let code = unsafe { (entered.driver().cuStreamSynchronize)(self.stream()) };
             if entered.call("ending a stream", code).is_err() {
                 return;
             }
@@ -153,20 +193,26 @@ impl Lane {
         }
         if self.owned {
             // SAFETY: ours, and nothing is on it.
-            unsafe { (entered.driver().cuStreamDestroy_v2)(self.stream) };
+            unsafe { (entered.driver().cuStreamDestroy_v2)(self.stream()) };
         }
     }
 }
 
 impl Marks {
-    fn record(&mut self, entered: &Entered<'_>, stream: driver::Stream, value: u64) -> Result<()> {
+    fn record(
+        &mut self,
+        entered: &Entered<'_>,
+        stream: driver::Stream,
+        value: u64,
+        lane: &Lane,
+    ) -> Result<()> {
         let event = match self.spare.pop() {
             Some(event) => event,
             None => new_event(entered)?,
         };
         // SAFETY: both exist; nobody waits for a spare event.
         let code = unsafe { (entered.driver().cuEventRecord)(event, stream) };
-        if let Err(error) = entered.call("recording an event", code) {
+        if let Err(error) = lane.call(entered, "recording an event", code) {
             self.spare.push(event);
             return Err(error);
         }
@@ -184,26 +230,43 @@ fn new_event(entered: &Entered<'_>) -> Result<Event> {
     Ok(event)
 }
 
-/// Streams of users that a device can know at a time: what is left of [`MAX_STREAMS`].
+/// Streams of users that a device can serve at a time: what is left of [`MAX_STREAMS`].
 const USERS: usize = MAX_STREAMS - OWN;
 
 /// Streams that a device has by itself.
 pub(super) const OWN: usize = 4;
 
-/// The lanes of a device: its own, and those of users' streams. They only become more.
+/// `CU_STREAM_LEGACY`, for which null stands too, and `CU_STREAM_PER_THREAD`.
+const LEGACY: usize = 1;
+const PER_THREAD: usize = 2;
+
+/// A stream under the one of its names that it is known by.
+fn known_as(stream: driver::Stream) -> driver::Stream {
+    if stream.0.addr() == LEGACY { driver::Stream::NULL } else { stream }
+}
+
+/// The stream to record an event on, to have it come behind the work of `stream`. That is another
+/// one only for the per-thread default stream, which in another thread is another stream; the
+/// legacy default stream comes behind those of all threads.
+fn behind(stream: driver::Stream) -> driver::Stream {
+    if stream.0.addr() == PER_THREAD { driver::Stream::NULL } else { known_as(stream) }
+}
+
+/// The lanes of a device: its own, and those of users' streams.
 #[derive(Debug)]
 pub(super) struct Lanes {
     context: Arc<Context>,
     own: [Lane; OWN],
     users: [OnceLock<Lane>; USERS],
-    /// Held while a user's stream is looked for or added.
-    adding: Mutex<()>,
+    /// For each lane of a user's a token: more handles to it than this one are uses of the lane.
+    /// Locked while a lane is looked for, added, or given to another stream.
+    uses: Mutex<[Arc<()>; USERS]>,
 }
 
 impl Lanes {
     pub(super) fn new(context: &Arc<Context>, own: [Lane; OWN]) -> Self {
-        let (context, adding) = (Arc::clone(context), Mutex::new(()));
-        Self { context, own, users: Default::default(), adding }
+        let (context, users, uses) = (Arc::clone(context), Default::default(), Mutex::default());
+        Self { context, own, users, uses }
     }
 
     pub(super) fn get(&self, stream: StreamId) -> &Lane {
@@ -214,27 +277,49 @@ impl Lanes {
         }
     }
 
-    /// The number of a user's stream, which it keeps.
+    /// The number of a user's stream, which is its own while the token is there. No token stands
+    /// for a stream that the device was opened for.
     ///
     /// # Errors
-    /// There are too many.
-    pub(super) fn of_user(&self, stream: driver::Stream) -> Result<StreamId> {
-        let known = |lane: &Lane| !lane.owned && lane.stream == stream;
-        let _adding = self.adding.lock();
-        let users = self.users.iter().map(|user| user.get());
-        let all = self.own.iter().map(Some).chain(users);
-        for (number, lane) in (0u8..).zip(all) {
-            match lane {
-                Some(lane) if !known(lane) => {}
-                Some(_) => return Ok(number),
-                None => {
-                    let lane = Lane::adopt(stream);
-                    self.users[usize::from(number) - OWN].get_or_init(|| lane);
-                    return Ok(number);
-                }
+    /// Too many streams are in use.
+    pub(super) fn of_user(&self, stream: driver::Stream) -> Result<(StreamId, Option<Arc<()>>)> {
+        let stream = known_as(stream);
+        let known = |lane: &Lane| !lane.owned && known_as(lane.stream()) == stream;
+        if let Some((number, _)) = (0u8..).zip(&self.own).find(|(_, lane)| known(lane)) {
+            return Ok((number, None));
+        }
+        let uses = self.uses.lock();
+        let place = match self.users.iter().position(|user| user.get().is_some_and(known)) {
+            Some(place) => place,
+            None => {
+                let place = self.free_place(&uses)?;
+                let lane = self.users[place].get_or_init(|| Lane::adopt(stream));
+                lane.stream.store(stream.0, Ordering::Release);
+                place
+            }
+        };
+        #[allow(clippy::cast_possible_truncation, reason = "below MAX_STREAMS")]
+        Ok(((OWN + place) as StreamId, Some(Arc::clone(&uses[place]))))
+    }
+
+    /// A place for one more stream of a user's.
+    fn free_place(&self, uses: &[Arc<()>; USERS]) -> Result<usize> {
+        if let Some(new) = self.users.iter().position(|user| user.get().is_none()) {
+            return Ok(new);
+        }
+        let entered = self.context.enter()?;
+        for (place, user) in self.users.iter().enumerate() {
+            let unused = |_: &&Lane| Arc::strong_count(&uses[place]) == 1;
+            let Some(lane) = user.get().filter(unused) else { continue };
+            let last = lane.marks.lock().last;
+            if entered.relaxed(|| lane.has_passed(&entered, last))? {
+                return Ok(place);
             }
         }
-        let problem = format!("a device serves {USERS} streams of users; use the same ones again");
+        let problem = format!(
+            "tensors are bound to, or exported for, {USERS} other streams, as many as a device \
+             serves at a time: drop those of one of them"
+        );
         Err(Error::record("a binding to a CUDA stream", problem))
     }
 

@@ -10,7 +10,7 @@
 //! | 1 | prepare | conversions, fills, copies within the device, gathers by a kernel, custom work |
 //! | 2 | read back | device to host |
 //! | 3 | consumer | the consumer's work: a stream of ours, or the one that the device was opened for |
-//! | 4 to 7 | users' | streams that a batch was bound to |
+//! | 4 to 31 | users' | streams that tensors are bound to, or exported for |
 //!
 //! Streams wait for one another on the device, through events (`lane.rs`); the host never waits to
 //! submit. A fence has passed when an event that was recorded behind it is found to have passed.
@@ -122,7 +122,7 @@ impl CudaBackend {
 
     /// The consumer's stream.
     pub(crate) fn consumer(&self) -> CudaStream {
-        CudaStream::of(self.lanes.get(CONSUMER).stream)
+        CudaStream::of(self.lanes.get(CONSUMER).stream())
     }
 
     /// The device's number.
@@ -203,7 +203,7 @@ unsafe impl Backend for CudaBackend {
     fn consumer_after(&self, stream: StreamId, fences: &[Fence]) -> Result<()> {
         self.context.check()?;
         let ahead = |fence: &&Fence| !self.lanes.get(fence.stream).known_passed(fence.value);
-        let consumer = self.lanes.get(stream).stream;
+        let consumer = self.lanes.get(stream);
         for fence in fences.iter().filter(ahead) {
             let entered = self.context.enter()?;
             self.lanes.get(fence.stream).hold_back(&entered, consumer, fence.value)?;

@@ -1,27 +1,35 @@
 //! A user's streams: binding tensors to them, and custom work on ours.
 #![allow(unsafe_code, reason = "takes a raw handle on a promise")]
 
+use std::any::Any;
 use std::ffi::c_void;
+use std::sync::Arc;
 
 use super::{CudaBackend, CudaMemory, driver};
-use crate::backend::Backend;
-use crate::memory::{ConsumerQueue, Tensor};
+use crate::backend::{Backend, StreamId};
+use crate::memory::{ConsumerQueue, StreamUse, Tensor};
 use crate::{Error, Result};
 
 /// A stream of the CUDA driver (`CUstream`, `cudaStream_t`).
 ///
 /// Binding a batch to it orders its work behind the batch; dropping the batch orders the memory's
-/// next use behind the work that was on the stream until then.
+/// next use behind the work that was on the stream until then. Don't drop it while the stream is
+/// being captured into a graph: where the stream is cannot be known then, and the memory is given
+/// up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CudaStream(driver::Stream);
 
 impl CudaStream {
-    /// A stream by its raw handle. Null is the legacy default stream.
+    /// The legacy default stream, which every context has.
+    pub(crate) const LEGACY: Self = Self(driver::Stream::NULL);
+
+    /// A stream by its raw handle. Null is the legacy default stream, as 1 is; 2 is the per-thread
+    /// default stream of whoever calls.
     ///
     /// # Safety
-    /// The stream belongs to the primary context of the device that it is used with, and exists for
-    /// as long as a device that knows it: one that was opened for it, or one of whose tensors was
-    /// bound to it.
+    /// The stream belongs to the primary context of the device that it is used with. It exists for
+    /// as long as a device that was opened for it; until a tensor that was bound to it, and all
+    /// tensors of its batch, are dropped; and until the deleter of an export for it has run.
     pub unsafe fn from_raw(stream: *mut c_void) -> Self {
         Self(driver::Stream(stream))
     }
@@ -65,26 +73,50 @@ pub struct CudaCustom {
     pub writes: Vec<CudaBinding>,
 }
 
-impl ConsumerQueue for CudaStream {
-    type Handle<'t> = CudaBinding;
-
-    fn bind(&self, tensor: &Tensor) -> Result<CudaBinding> {
-        let core = tensor.device().core();
-        core.check()?;
-        let backend: &dyn std::any::Any = core.backend();
-        let block = tensor.storage().block();
-        let (Some(backend), Some(memory)) =
-            (backend.downcast_ref::<CudaBackend>(), CudaMemory::of(block.memory()))
-        else {
+impl CudaBinding {
+    /// Where a tensor is, and the device that it is on.
+    ///
+    /// # Errors
+    /// It is not on a CUDA device.
+    pub(crate) fn of(tensor: &Tensor) -> Result<(Self, &CudaBackend)> {
+        let backend: &dyn Any = tensor.device().core().backend();
+        let memory = CudaMemory::of(tensor.storage().block().memory());
+        let (Some(backend), Some(memory)) = (backend.downcast_ref(), memory) else {
             return Err(Error::record(
                 "a binding to a CUDA stream",
                 format!("the tensor is on {}", tensor.device().info().name),
             ));
         };
-        let stream = backend.lanes.of_user(self.0)?;
-        let written = block.usage.lock().written;
-        core.health().notice(backend.consumer_after(stream, written.as_slice()))?;
-        tensor.share().use_on(stream);
-        Ok(CudaBinding { address: memory.address + tensor.offset(), bytes: tensor.byte_len() })
+        let address = memory.address + tensor.offset();
+        Ok((Self { address, bytes: tensor.byte_len() }, backend))
+    }
+}
+
+impl CudaStream {
+    /// Makes the stream wait for a tensor; the number that it has, and what keeps it and, where
+    /// there is one, `stream` for as long as the tensor is used.
+    pub(crate) fn wait_for(
+        self,
+        tensor: &Tensor,
+        backend: &CudaBackend,
+        stream: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<(StreamId, Option<StreamUse>)> {
+        let core = tensor.device().core();
+        core.check()?;
+        let (number, token) = core.health().notice(backend.lanes.of_user(self.0))?;
+        let written = tensor.storage().block().usage.lock().written;
+        core.health().notice(backend.consumer_after(number, written.as_slice()))?;
+        Ok((number, token.map(|token| StreamUse { _number: token, _stream: stream })))
+    }
+}
+
+impl ConsumerQueue for CudaStream {
+    type Handle<'t> = CudaBinding;
+
+    fn bind(&self, tensor: &Tensor) -> Result<CudaBinding> {
+        let (binding, backend) = CudaBinding::of(tensor)?;
+        let (number, using) = self.wait_for(tensor, backend, None)?;
+        tensor.share().use_by(number, using);
+        Ok(binding)
     }
 }

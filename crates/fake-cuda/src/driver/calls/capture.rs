@@ -39,6 +39,12 @@ driver! {
         graph.set(new)
     }
 
+    /// 0, or 1 while it is captured, or 2 once that is invalid.
+    fn cuStreamIsCapturing(stream: usize, status: Out<i32>) needs Context |driver| {
+        let handle = driver.stream(stream)?;
+        status.set(driver.captures.get(&handle).map_or(0, |capture| 1 + i32::from(capture.invalid)))
+    }
+
     fn cuGraphInstantiateWithFlags(executable: Out<usize>, graph: usize, _flags: u64)
         needs Context |driver|
     {

@@ -98,6 +98,7 @@ const SYMBOLS: &[Symbol] = symbols! {
     capture:
         "cuStreamBeginCapture" since 10010 => cuStreamBeginCapture_v2,
         "cuStreamEndCapture" since 10000 => cuStreamEndCapture,
+        "cuStreamIsCapturing" since 10000 => cuStreamIsCapturing,
         "cuGraphInstantiateWithFlags" since 11040 => cuGraphInstantiateWithFlags,
         "cuGraphLaunch" since 10000 => cuGraphLaunch,
         "cuGraphDestroy" since 10000 => cuGraphDestroy,
