@@ -79,6 +79,7 @@ pub mod backend;
 mod batch;
 mod command;
 mod device;
+pub mod dlpack;
 mod dtype;
 mod error;
 #[cfg(feature = "formats")]

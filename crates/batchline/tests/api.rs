@@ -51,6 +51,7 @@ fn types_go_to_any_thread_and_can_be_printed() {
     all!(moved: BatchOperation, Command<'static>, CommandBuffer, Custom, SampleMut<'static>);
     #[cfg(feature = "formats")]
     all!(shared: batchline::formats::Idx, batchline::formats::Npy, batchline::formats::Synthetic);
+    all!(shared: batchline::dlpack::DlpackStream, batchline::dlpack::DlpackTensor);
     #[cfg(feature = "wgpu")]
     all!(shared: batchline::WgpuBinding<'static>, BoundBatch<'static, wgpu::Queue>);
     #[cfg(feature = "wgpu")]

@@ -1,5 +1,6 @@
 //! The memory of one device, under byte limits.
 
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use super::block::{DeviceBlock, StagingBlock};
@@ -8,6 +9,7 @@ use super::shelf::{Lease, Reservation, Shelf};
 use super::storage::{Share, Storage};
 use super::tensor::Tensor;
 use crate::backend::Direction;
+use crate::sync::spawn_named;
 use crate::{DType, Device, Element, Error, Result, Shape};
 
 /// How much memory a [`MemoryManager`] may use.
@@ -176,6 +178,16 @@ impl MemoryManager {
     /// Frees what is kept to be used again and no longer used by the device; returns the bytes.
     pub fn trim(&self) -> u64 {
         self.shared.blocks.trim() + self.shared.staging.trim()
+    }
+
+    /// Lets go of the manager without a wait for the device, as it takes to free memory: if this
+    /// was the last handle, that is the work of another thread.
+    pub(crate) fn let_go(self) {
+        let Some(shared) = Arc::into_inner(self.shared) else { return };
+        // A thread that is refused must not leave the work to this one.
+        let shared = ManuallyDrop::new(shared);
+        let free = move || drop(ManuallyDrop::into_inner(shared));
+        let _ = spawn_named("free memory".to_owned(), free);
     }
 
     pub(crate) fn block(&self, bytes: u64, patience: Patience) -> Result<DeviceLease> {

@@ -19,4 +19,7 @@ pub(crate) use block::DeviceBlock;
 pub(crate) use manager::StagingLease;
 pub(crate) use pool::{Loan, Patience, Pool};
 pub(crate) use registered::Registered;
-pub(crate) use storage::{Held, Hold, Share, Storage, StreamUse};
+#[cfg(feature = "cuda")]
+pub(crate) use storage::StreamUse;
+pub(crate) use storage::{Held, Hold, Share, Storage};
+pub(crate) use view::View;

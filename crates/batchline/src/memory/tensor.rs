@@ -43,7 +43,7 @@ impl Tensor {
         self.share.storage()
     }
 
-    fn memory(&self) -> &MemoryManager {
+    pub(crate) fn memory(&self) -> &MemoryManager {
         self.storage().memory()
     }
 

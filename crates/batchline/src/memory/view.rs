@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "makes slices of memory that the tensor keeps alive")]
 
 use std::marker::PhantomData;
+use std::ptr::NonNull;
 
 use super::block::DeviceBlock;
 use super::shelf::Block;
@@ -50,12 +51,33 @@ impl ConsumerQueue for Host {
     type Handle<'t> = HostView<'t>;
 
     fn bind<'t>(&self, tensor: &'t Tensor) -> Result<HostView<'t>> {
+        let view = View::open(tensor)?;
+        #[allow(clippy::cast_possible_truncation, reason = "within memory that exists")]
+        let len = tensor.byte_len() as usize;
+        Ok(HostView { view, len, _bytes: PhantomData })
+    }
+}
+
+/// While it is there, nothing can be submitted that writes to a tensor's block.
+#[derive(Debug)]
+pub(crate) struct View<'t> {
+    start: NonNull<u8>,
+    tensor: &'t Tensor,
+}
+
+impl<'t> View<'t> {
+    /// Returns when all is done that was submitted to write to the block.
+    pub(crate) fn open(tensor: &'t Tensor) -> Result<Self> {
         let device = tensor.device();
         let block = tensor.storage().block();
         let Some(base) = block.memory().host_ptr().filter(|_| device.info().unified) else {
             let problem = format!("{} has memory of its own: use `to_vec`", device.info().name);
             return Err(Error::record("a binding to the host", problem));
         };
+        #[allow(clippy::cast_possible_truncation, reason = "within memory that exists")]
+        let offset = tensor.offset() as usize;
+        // SAFETY: a tensor lies within its block.
+        let start = unsafe { base.add(offset) };
         // Under the submission lock, so that no writer is between its check and its submission.
         let submit = device.core().lock_submit()?;
         device.check()?;
@@ -65,15 +87,27 @@ impl ConsumerQueue for Host {
         drop(usage);
         drop(submit);
         // From here on the view is counted, and dropping it counts back.
-        #[allow(clippy::cast_possible_truncation, reason = "within memory that exists")]
-        let (offset, len) = (tensor.offset() as usize, tensor.byte_len() as usize);
-        // SAFETY: a tensor lies within its block.
-        let start = unsafe { base.add(offset) };
-        let view = HostView { start: start.as_ptr(), len, tensor, _bytes: PhantomData };
+        let view = Self { start, tensor };
         if let Some(fence) = written {
             device.core().health().wait(fence)?;
         }
         Ok(view)
+    }
+
+    /// The tensor's first byte. The view is kept open until [`close`](Self::close).
+    pub(crate) fn into_start(self) -> NonNull<u8> {
+        std::mem::ManuallyDrop::new(self).start
+    }
+
+    /// Closes a view of the tensor, which was kept until now.
+    pub(crate) fn close(tensor: &Tensor) {
+        tensor.storage().block().usage.lock().views -= 1;
+    }
+}
+
+impl Drop for View<'_> {
+    fn drop(&mut self) {
+        Self::close(self.tensor);
     }
 }
 
@@ -81,9 +115,8 @@ impl ConsumerQueue for Host {
 /// tensor's memory.
 #[derive(Debug)]
 pub struct HostView<'t> {
-    start: *const u8,
+    view: View<'t>,
     len: usize,
-    tensor: &'t Tensor,
     _bytes: PhantomData<&'t [u8]>,
 }
 
@@ -98,7 +131,7 @@ impl HostView<'_> {
         // SAFETY: initialised memory of the block, which the borrowed tensor keeps; no segment
         // that writes it was in flight when the view was handed out, and none is submitted while
         // the view is counted.
-        unsafe { std::slice::from_raw_parts(self.start, self.len) }
+        unsafe { std::slice::from_raw_parts(self.view.start.as_ptr(), self.len) }
     }
 
     /// The elements.
@@ -106,15 +139,9 @@ impl HostView<'_> {
     /// # Errors
     /// `T` is not their type.
     pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
-        self.tensor.expect::<T>()?;
+        self.view.tensor.expect::<T>()?;
         // Tensors start at multiples of 256.
         Ok(bytemuck::cast_slice(self.bytes()))
-    }
-}
-
-impl Drop for HostView<'_> {
-    fn drop(&mut self) {
-        self.tensor.storage().block().usage.lock().views -= 1;
     }
 }
 

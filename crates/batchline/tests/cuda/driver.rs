@@ -61,6 +61,24 @@ impl Driver {
         Gate(open)
     }
 
+    /// Has work on a stream recorded instead of done, and other threads' calls left alone.
+    pub(crate) fn begin_capture(&self, stream: CudaStream) {
+        let begin =
+            self.get::<unsafe extern "C" fn(*mut c_void, u32) -> Code>("cuStreamBeginCapture_v2");
+        // SAFETY: the stream exists.
+        assert_eq!(unsafe { begin(stream.as_raw(), 1) }, 0);
+    }
+
+    /// Ends the recording; 0 unless something broke it.
+    pub(crate) fn end_capture(&self, stream: CudaStream) -> Code {
+        let end = self.get::<unsafe extern "C" fn(*mut c_void, *mut *mut c_void) -> Code>(
+            "cuStreamEndCapture",
+        );
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: the stream exists; a place for the answer, which is never destroyed.
+        unsafe { end(stream.as_raw(), &raw mut graph) }
+    }
+
     /// Reads device memory on a stream; the bytes are there once the stream has come so far.
     pub(crate) fn read(&self, stream: CudaStream, address: u64, bytes: &mut [u8]) {
         let call = self.get::<unsafe extern "C" fn(*mut c_void, u64, usize, *mut c_void) -> Code>(
