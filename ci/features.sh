@@ -43,7 +43,7 @@ absent() {
     echo "features: nothing like '$pattern' with ${*:-the default features}"
 }
 
-absent '(wgpu|naga|tracing)([-_].*)?' --no-default-features
-absent 'tracing([-_].*)?' # default features
+absent '(wgpu|naga|tracing|cudarc)([-_].*)?' --no-default-features
+absent '(tracing|cudarc)([-_].*)?' # default features
 absent '(tokio|async-std|smol|async-executor|async-io)([-_].*)?' --all-features
 echo "features: ok"

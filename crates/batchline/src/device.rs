@@ -64,6 +64,26 @@ impl Device {
         Ok(Self::from_backend(Box::new(backend)))
     }
 
+    /// As [`cuda_for`](Self::cuda_for), with a stream of the `cudarc` crate, which the device keeps.
+    /// The GPU is that of the stream's context.
+    ///
+    /// ```no_run
+    /// use batchline::Device;
+    /// let context = cudarc::driver::CudaContext::new(0)?;
+    /// let stream = context.new_stream()?;
+    /// let device = Device::cuda_from(&stream)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`cuda`](Self::cuda); or the context is not the GPU's primary context, which
+    /// `CudaContext::new` gives.
+    #[cfg(feature = "cudarc")]
+    pub fn cuda_from(stream: &Arc<cudarc::driver::CudaStream>) -> Result<Self> {
+        let backend = crate::backend::cuda::CudaBackend::open_for(stream)?;
+        Ok(Self::from_backend(Box::new(backend)))
+    }
+
     /// The best adapter that wgpu finds: Metal, Vulkan or DX12. A software rasteriser counts.
     ///
     /// # Errors

@@ -68,6 +68,7 @@
 //! | feature | default | what it brings |
 //! | --- | --- | --- |
 //! | `cuda` | yes | the CUDA device: NVIDIA GPUs; the driver is looked for at run time |
+//! | `cudarc` | no | streams and kernels of the `cudarc` crate, with `cuda` |
 //! | `wgpu` | yes | the wgpu device: Metal, Vulkan, DX12 |
 //! | `formats` | yes | IDX and npy files, and `synthetic:` data to measure with |
 //! | `async` | no | [`AsyncDataLoader::stream`](AsyncDataLoader), a `Stream` that wakes without polling |
@@ -100,6 +101,8 @@ mod trace;
 
 #[cfg(feature = "cuda")]
 pub use backend::cuda::{CudaBinding, CudaCustom, CudaStream};
+#[cfg(feature = "cudarc")]
+pub use backend::cuda::{CudarcBinding, CudarcView};
 #[cfg(feature = "wgpu")]
 pub use backend::wgpu::WgpuCustom;
 pub use backend::{ChannelOrder, Custom, DeviceInfo, DeviceKind, HostCustom};

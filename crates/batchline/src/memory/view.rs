@@ -31,6 +31,8 @@ mod sealed {
     impl Sealed for super::Host {}
     #[cfg(feature = "cuda")]
     impl Sealed for crate::CudaStream {}
+    #[cfg(feature = "cudarc")]
+    impl Sealed for std::sync::Arc<cudarc::driver::CudaStream> {}
     #[cfg(feature = "wgpu")]
     impl Sealed for wgpu::Queue {}
 }

@@ -1,6 +1,8 @@
 //! The CUDA device: what its streams do to memory, and how it ends. On a GPU, or on a driver that
 //! only pretends to have one.
 
+#[cfg(feature = "cudarc")]
+mod cudarc;
 mod dlpack;
 mod driver;
 mod gather;

@@ -38,10 +38,12 @@
 //! and events; `memory` device and page-locked memory (`numa` places it); `registered` memory of
 //! data sets that the device reads by itself; `execute` turns commands into calls, and `gather`
 //! those for single rows; `kernels` loads what `kernels.cu` was compiled to; `queue` is users'
-//! streams.
+//! streams, `cudarc` those of that crate.
 #![allow(unsafe_code, reason = "promises to do as commanded")]
 
 mod context;
+#[cfg(feature = "cudarc")]
+mod cudarc;
 mod driver;
 mod execute;
 mod gather;
@@ -52,6 +54,7 @@ mod numa;
 mod queue;
 mod registered;
 
+use std::any::Any;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -71,6 +74,8 @@ use lane::{Lane, Lanes};
 use memory::{CudaMemory, CudaStaging};
 use registered::CudaRegistered;
 
+#[cfg(feature = "cudarc")]
+pub use self::cudarc::{CudarcBinding, CudarcView};
 pub use queue::{CudaBinding, CudaCustom, CudaStream};
 
 const COPY: StreamId = 0;
@@ -87,6 +92,8 @@ pub(crate) struct CudaBackend {
     lanes: Lanes,
     kernels: Kernels,
     copies: Mutex<Copies>,
+    /// Keeps the consumer's stream, where that is possible.
+    _consumer: Option<Arc<dyn Any + Send + Sync>>,
     /// Last: everything else is on it.
     context: Arc<Context>,
 }
@@ -107,7 +114,7 @@ impl CudaBackend {
         let lanes = Lanes::new(&context, [own()?, own()?, own()?, consumer]);
         drop(entered);
         let (kernels, copies) = (Kernels::new(&context), Mutex::default());
-        Ok(Self { lanes, kernels, copies, context })
+        Ok(Self { lanes, kernels, copies, _consumer: None, context })
     }
 
     /// The devices that the driver shows.
