@@ -58,7 +58,8 @@
 //! | pixels as `u8` over the link and as floats on the device | [`ConfigBuilder::convert`] | |
 //! | the device to fetch samples by itself | [`ConfigBuilder::gather`], [`ConfigBuilder::residency`] | [`guide::paths`] |
 //! | to know what holds the run up | [`AsyncDataLoader::stats`] | [`guide::bottlenecks`] |
-//! | to use a batch in your own kernels | [`GpuBatch::bind`] | [`guide::own_wgpu_device`] |
+//! | to use a batch in your own kernels | [`GpuBatch::bind`] | [`guide::cuda`], [`guide::own_wgpu_device`] |
+//! | a batch in numpy, PyTorch or JAX, without a copy | [`Tensor::to_dlpack`] | [`guide::cuda`] |
 //! | batches in asynchronous code | `AsyncDataLoader::stream` (feature `async`) | [`guide::streams`] |
 //! | only the pools | [`StagingBufferPool`], [`CommandBufferPool`], [`MemoryManager`] | [`guide::pools`] |
 //! | another kind of device, or to test your source | [`backend`], `testing` (feature `testing`) | [`guide::tests`] |

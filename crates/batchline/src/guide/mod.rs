@@ -12,6 +12,7 @@
 //! | [`paths`] | which way batches take to the device, and how to get a faster one |
 //! | [`bottlenecks`] | where the time goes, and what to do about it |
 //! | [`pools`] | staging buffers, command buffers and tensors without a loader |
+//! | [`cuda`] | your own CUDA streams, `cudarc`, and DLPack |
 //! | [`own_wgpu_device`] | a wgpu device shared with your own compute passes |
 //! | [`streams`] | batches in asynchronous code |
 //! | [`tests`] | to test a source or a backend |
@@ -45,6 +46,10 @@ pub mod paths {}
 
 #[doc = include_str!("pools.md")]
 pub mod pools {}
+
+#[cfg_attr(feature = "cuda", doc = include_str!("cuda.md"))]
+#[cfg_attr(not(feature = "cuda"), doc = "This chapter needs the feature `cuda`.")]
+pub mod cuda {}
 
 #[cfg_attr(feature = "wgpu", doc = include_str!("own_wgpu_device.md"))]
 #[cfg_attr(not(feature = "wgpu"), doc = "This chapter needs the feature `wgpu`.")]
