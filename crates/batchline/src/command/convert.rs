@@ -150,12 +150,16 @@ impl Conversion {
         }
         // One scale for a dimension too long to repeat it: the channels are then of no matter.
         let channels = if scale.len() == 1 && self.order.is_none() { 1 } else { channels.max(1) };
+        // With the channels last on both sides, an image's pixels are of no matter either, and what
+        // stands before the channels may be anything.
+        let last = (source_order, target_order) == (ChannelOrder::Nhwc, ChannelOrder::Nhwc);
+        let pixels = if last { 1 } else { pixels.max(1) };
         Ok(ConvertSpec {
             from,
             to,
             elements: shape.elements()?,
             channels,
-            pixels: pixels.max(1),
+            pixels,
             source_order,
             target_order,
             scale,
@@ -195,6 +199,15 @@ mod tests {
         assert!(spec(&three, &[2, 2, 4]).is_err());
         assert!(spec(&three.clone().channels(ChannelOrder::Nchw), &[3]).is_err());
         assert_eq!(spec(&three, &[2, 2, 3]).unwrap().channels, 3);
+    }
+
+    #[test]
+    fn pixels_count_where_channels_move_or_come_first() {
+        let scaled = Conversion::new().normalize(&[1.0], &[2.0]);
+        let grey = spec(&scaled, &[5, 28, 28]).unwrap();
+        assert_eq!((grey.channels, grey.pixels), (28, 1));
+        let planes = spec(&scaled.channels(ChannelOrder::Nchw), &[5, 3, 4, 2]).unwrap();
+        assert_eq!((planes.channels, planes.pixels), (3, 8));
     }
 
     #[test]

@@ -46,14 +46,16 @@ fn adopted(limits: wgpu::Limits) -> Option<Device> {
 /// than the images.
 fn devices() -> Vec<Device> {
     let plan = FaultPlan { gathers: true, ..FaultPlan::default() };
-    let mut devices = vec![faulty_device(plan).0];
+    let faulty = [faulty_device(plan).0];
     #[cfg(feature = "wgpu")]
-    {
+    let adopted = {
         let small =
             wgpu::Limits { max_storage_buffer_binding_size: 16 << 10, ..Default::default() };
-        devices.extend([Default::default(), small].into_iter().filter_map(adopted));
-    }
-    devices
+        [Default::default(), small].into_iter().filter_map(adopted)
+    };
+    #[cfg(not(feature = "wgpu"))]
+    let adopted = [];
+    faulty.into_iter().chain(adopted).collect()
 }
 
 /// A shuffled stream of two epochs; the last batch of each is short.

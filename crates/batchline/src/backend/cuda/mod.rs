@@ -83,6 +83,10 @@ const PREPARE: StreamId = 1;
 const READ_BACK: StreamId = 2;
 const CONSUMER: StreamId = 3;
 
+/// How long events are looked at without a pause. Small batches take the device less, and a pause
+/// takes the system several times longer than asked for.
+const LOOK: Duration = Duration::from_micros(20);
+
 /// The longest pause between two looks at an event.
 const LONGEST_PAUSE: Duration = Duration::from_micros(200);
 
@@ -196,9 +200,14 @@ unsafe impl Backend for CudaBackend {
             if lane.has_passed(&entered, fence.value)? {
                 return Ok(true);
             }
-            let left = timeout.saturating_sub(began.elapsed());
+            let elapsed = began.elapsed();
+            let left = timeout.saturating_sub(elapsed);
             if left.is_zero() {
                 return Ok(false);
+            }
+            if elapsed < LOOK {
+                (0..16).for_each(|_| std::hint::spin_loop());
+                continue;
             }
             std::thread::sleep(pause.min(left));
             pause = (pause * 2).min(LONGEST_PAUSE);

@@ -134,21 +134,29 @@ pub fn loader_converts(device: &Device) {
 pub fn loader_takes_every_path(device: &Device) {
     let memory = MemoryManager::new(device);
     let images: Vec<u8> = (0..90).flat_map(|index| bytes(index, 105)).collect();
-    let images = HostTensor::new(images, &[90, 7, 5, 3]).expect("inputs");
-    let labels = HostTensor::new((0..90).collect::<Vec<i64>>(), &[90]).expect("labels");
-    let dataset = InMemory::new(images).and_then(|set| set.labels(labels)).expect("a data set");
-    let planes = Conversion::new()
-        .normalize(&[120.0, 110.0, 100.0], &[58.0, 57.0, 56.0])
-        .reorder(ChannelOrder::Nhwc, ChannelOrder::Nchw);
-    let conversions = [
-        None,
-        Some((DType::F32, planes.clone())),
-        Some((DType::F16, planes)),
-        Some((DType::I16, Conversion::new())),
+    let dataset = |shape: &[u64]| {
+        let images = HostTensor::new(images.clone(), shape).expect("inputs");
+        let labels = HostTensor::new((0..90).collect::<Vec<i64>>(), &[90]).expect("labels");
+        InMemory::new(images).and_then(|set| set.labels(labels)).expect("a data set")
+    };
+    let colours = Conversion::new().normalize(&[120.0, 110.0, 100.0], &[58.0, 57.0, 56.0]);
+    let planes = colours.clone().reorder(ChannelOrder::Nhwc, ChannelOrder::Nchw);
+    let grey = Conversion::new().normalize(&[120.0], &[58.0]);
+    let (image, first): (&[u64], &[u64]) = (&[90, 7, 5, 3], &[90, 3, 7, 5]);
+    let cases = [
+        (image, None),
+        (image, Some((DType::F32, planes.clone()))),
+        (image, Some((DType::F16, planes))),
+        (image, Some((DType::I16, Conversion::new()))),
+        (first, Some((DType::F32, colours.channels(ChannelOrder::Nchw)))),
+        // What stands before the channels is the batch.
+        (&[90, 15, 7], Some((DType::F32, grey.clone()))),
+        (&[90, 105], Some((DType::BF16, grey))),
     ];
     let gathers = device.core().backend().gathers();
     let can = !device.info().unified;
-    for convert in conversions {
+    for (shape, convert) in cases {
+        let dataset = dataset(shape);
         let mut staged = Vec::new();
         for (residency, gather, path) in [
             (Residency::Host, Gather::Never, LoadPath::Staged),
