@@ -33,6 +33,8 @@ pub struct Live {
     pub modules: u64,
     /// Graphs and their executables.
     pub graphs: u64,
+    /// Captures that were not ended.
+    pub captures: u64,
 }
 
 /// A stream.
@@ -190,6 +192,7 @@ impl Fake {
             registered_memory: count("registered memory"),
             modules: count("modules"),
             graphs: count("graphs"),
+            captures: count("captures"),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Captures: work that is kept for later instead of being queued. One stream is captured by
 //! itself: captures that spread to other streams through events are refused.
 
+use super::stream::Fence;
 use super::work::Work;
 use super::{Driver, MODE, executor};
 use crate::codes::{NOT_SUPPORTED, Result, STREAM_CAPTURE_UNSUPPORTED};
@@ -38,6 +39,14 @@ pub(crate) struct Capture {
 pub(crate) struct Graph {
     pub(crate) context: usize,
     pub(crate) work: Vec<Work>,
+}
+
+/// A graph that can be launched, as often as one likes.
+#[derive(Debug)]
+pub(crate) struct Executable {
+    pub(crate) graph: Graph,
+    /// The end of its last launch, which the next one comes after on any stream.
+    pub(crate) last: Option<Fence>,
 }
 
 impl Driver {
@@ -79,6 +88,44 @@ impl Driver {
                 capture.work.push(work);
                 Ok(())
             }
+        }
+    }
+
+    /// Queues the work of a graph, or keeps it where the stream is captured.
+    pub(crate) fn launch(&mut self, executable: usize, stream: usize) -> Result<()> {
+        let Some(known) = self.executables.get(&executable) else {
+            return self.dead("graph", executable);
+        };
+        let (work, mut last) = (known.graph.work.clone(), known.last);
+        for each in &work {
+            if each.blocks().iter().any(|block| block.is_freed()) {
+                self.violation("a graph was launched that works on freed memory");
+            }
+            if let Work::Kernel(launch) = each
+                && !self.modules.contains_key(&launch.module)
+            {
+                let name = &launch.name;
+                self.violation(format!("a graph was launched whose kernel {name} is unloaded"));
+            }
+        }
+        for each in work {
+            if self.captures.contains_key(&stream) {
+                self.submit(stream, each)?;
+            } else {
+                let after: Vec<_> = last.into_iter().collect();
+                last = Some(self.enqueue(stream, each, &after)?);
+            }
+        }
+        if let Some(known) = self.executables.get_mut(&executable) {
+            known.last = last;
+        }
+        Ok(())
+    }
+
+    /// A capture that nobody will end any more.
+    pub(crate) fn abandon_capture(&mut self, stream: usize) {
+        if self.captures.remove(&stream).is_some() {
+            self.violation("a stream was destroyed while it was captured");
         }
     }
 

@@ -186,5 +186,6 @@ fn live(driver: &Driver) -> Vec<(&'static str, usize)> {
         ("registered memory", count(|kind| matches!(kind, Kind::Registered { .. }))),
         ("modules", driver.modules.len()),
         ("graphs", driver.graphs.len() + driver.executables.len()),
+        ("captures", driver.captures.len()),
     ]
 }

@@ -10,7 +10,7 @@ use crate::codes::{
     CONTEXT_IS_DESTROYED, INVALID_CONTEXT, INVALID_HANDLE, NOT_INITIALIZED, NOT_SUPPORTED, Result,
     SUCCESS,
 };
-use capture::{Capture, Graph, Mode};
+use capture::{Capture, Executable, Graph, Mode};
 use memory::Memory;
 use ptx::Entry;
 use random::Random;
@@ -68,7 +68,7 @@ struct State {
     modules: BTreeMap<usize, Module>,
     functions: BTreeMap<usize, Function>,
     graphs: BTreeMap<usize, Graph>,
-    executables: BTreeMap<usize, Graph>,
+    executables: BTreeMap<usize, Executable>,
     captures: BTreeMap<usize, Capture>,
     memory: Memory,
     calls: BTreeMap<&'static str, u64>,

@@ -49,6 +49,8 @@ pub(crate) struct Transfer {
 #[derive(Debug, Clone)]
 pub(crate) struct Launch {
     pub(crate) name: Arc<str>,
+    /// Where the kernel is from.
+    pub(crate) module: usize,
     pub(crate) grid: [u32; 3],
     pub(crate) block: [u32; 3],
     pub(crate) shared: u32,

@@ -155,9 +155,14 @@ impl Cuda {
 
     /// The kernel of a name.
     pub(crate) fn function(&self, name: &str) -> usize {
+        self.module_and_function(name).1
+    }
+
+    /// The module of a kernel, and the kernel.
+    pub(crate) fn module_and_function(&self, name: &str) -> (usize, usize) {
         let (text, name) = (CString::new(PTX).unwrap(), CString::new(name).unwrap());
         let module = made(|module| self.cuModuleLoadData(module, text.as_ptr()));
-        made(|function| self.cuModuleGetFunction(function, module, name.as_ptr()))
+        (module, made(|function| self.cuModuleGetFunction(function, module, name.as_ptr())))
     }
 
     /// Launches one block of one thread.

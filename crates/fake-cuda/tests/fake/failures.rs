@@ -176,6 +176,7 @@ fn what_was_not_destroyed_is_counted() {
         registered_memory: 1,
         modules: 1,
         graphs: 0,
+        captures: 0,
     };
     assert_eq!(cuda.fake.live(), all);
     assert_eq!(cuda.cuMemFree_v2(device), 0);

@@ -322,6 +322,65 @@ fn a_graph_does_what_was_captured() {
     cuda.no_violations();
 }
 
+/// Captures what `record` does on a stream; the executable.
+fn executable(cuda: &Cuda, stream: usize, record: impl FnOnce()) -> usize {
+    assert_eq!(cuda.cuStreamBeginCapture_v2(stream, 2), 0);
+    record();
+    let graph = made(|graph| cuda.cuStreamEndCapture(stream, graph));
+    let executable = made(|executable| cuda.cuGraphInstantiateWithFlags(executable, graph, 0));
+    // The executable does not need it any more.
+    assert_eq!(cuda.cuGraphDestroy(graph), 0);
+    executable
+}
+
+#[test]
+fn a_graph_is_launched_again_and_reads_what_is_there_then() {
+    let cuda = Cuda::new("random_latency_us=20");
+    let (captured, stream) = (cuda.stream(), cuda.stream());
+    let (from, to, filled, host) =
+        (cuda.device(2), cuda.device(2), cuda.device(8), cuda.host(&[0; 8]));
+    let function = cuda.function("batchline_fill_u64");
+    let graph = executable(&cuda, captured, || {
+        assert_eq!(cuda.cuMemcpyDtoDAsync_v2(to, from, 2, captured), 0);
+        // What a kernel is told is copied: it is gone when the call is over.
+        assert_eq!(cuda.launch(function, captured, &[filled, 1, 0x0102_0304]), 0);
+        assert_eq!(cuda.cuMemsetD16Async(from, 0x0909, 1, captured), 0);
+    });
+    assert_eq!(cuda.cuStreamDestroy_v2(captured), 0);
+    for value in 1..4u8 {
+        assert_eq!(cuda.cuMemsetD8Async(from, value, 2, stream), 0);
+        assert_eq!(cuda.cuMemsetD8Async(filled, 0, 8, stream), 0);
+        assert_eq!(cuda.cuGraphLaunch(graph, stream), 0);
+        assert_eq!(cuda.cuMemcpyDtoHAsync_v2(host, to, 2, stream), 0);
+        assert_eq!(cuda.cuStreamSynchronize(stream), 0);
+        assert_eq!(bytes(host, 2), [value; 2]);
+        assert_eq!(cuda.read(from, 2), [9; 2]);
+        assert_eq!(cuda.read(filled, 8), [4, 3, 2, 1, 0, 0, 0, 0]);
+    }
+    assert_eq!(cuda.cuGraphInstantiateWithFlags(&mut 0, 1, 16), INVALID_VALUE);
+    assert_eq!(cuda.cuGraphExecDestroy(graph), 0);
+    assert_eq!(cuda.fake.live().graphs, 0);
+    cuda.no_violations();
+}
+
+#[test]
+fn launches_of_a_graph_come_one_after_another_on_any_streams() {
+    let cuda = Cuda::new("");
+    let (one, other, device) = (cuda.stream(), cuda.stream(), cuda.device(1));
+    let graph = executable(&cuda, one, || {
+        assert_eq!(cuda.cuMemsetD8Async(device, 5, 1, one), 0);
+    });
+    cuda.fake.hold(one);
+    assert_eq!(cuda.cuGraphLaunch(graph, one), 0);
+    assert_eq!(cuda.cuGraphLaunch(graph, other), 0);
+    std::thread::sleep(Duration::from_millis(10));
+    assert_eq!(cuda.cuStreamQuery(other), NOT_READY);
+    cuda.fake.release(one);
+    assert_eq!(cuda.cuStreamSynchronize(other), 0);
+    assert_eq!(cuda.cuGraphExecDestroy(graph), 0);
+    cuda.no_violations();
+}
+
 #[test]
 fn a_capture_forbids_queries_to_threads_that_do_not_say_otherwise() {
     let cuda = Cuda::new("");

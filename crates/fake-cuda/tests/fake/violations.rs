@@ -196,6 +196,53 @@ fn handles_are_used_after_they_were_destroyed() {
 }
 
 #[test]
+fn graphs_are_destroyed_or_launched_too_late() {
+    type Misuse = fn(&Cuda, usize, u64, usize, usize);
+    let cases: [(&str, Misuse); 3] = [
+        ("a graph was destroyed while its work is queued", |cuda, stream, _, _, graph| {
+            assert_eq!(cuda.cuGraphLaunch(graph, stream), 0);
+            assert_eq!(cuda.cuGraphExecDestroy(graph), 0);
+        }),
+        ("works on freed memory", |cuda, stream, device, _, graph| {
+            assert_eq!(cuda.cuMemFree_v2(device), 0);
+            assert_eq!(cuda.cuGraphLaunch(graph, stream), 0);
+        }),
+        ("whose kernel batchline_fill_u64 is unloaded", |cuda, stream, _, module, graph| {
+            assert_eq!(cuda.cuModuleUnload(module), 0);
+            assert_eq!(cuda.cuGraphLaunch(graph, stream), 0);
+        }),
+    ];
+    for (words, misuse) in cases {
+        let cuda = Cuda::new("");
+        let (stream, device) = (cuda.stream(), cuda.device(8));
+        let (module, function) = cuda.module_and_function("batchline_fill_u64");
+        assert_eq!(cuda.cuStreamBeginCapture_v2(stream, 2), 0);
+        assert_eq!(cuda.launch(function, stream, &[device, 1, 7]), 0);
+        let graph = made(|graph| cuda.cuStreamEndCapture(stream, graph));
+        let executable = made(|executable| cuda.cuGraphInstantiateWithFlags(executable, graph, 0));
+        assert_eq!(cuda.cuGraphLaunch(executable, stream), 0);
+        assert_eq!(cuda.cuStreamSynchronize(stream), 0);
+        cuda.no_violations();
+        cuda.fake.hold(stream);
+        misuse(&cuda, stream, device, module, executable);
+        cuda.violated(words);
+        cuda.fake.release(stream);
+        assert_eq!(cuda.cuStreamSynchronize(stream), 0);
+    }
+}
+
+#[test]
+fn a_stream_is_destroyed_while_it_is_captured() {
+    let cuda = Cuda::new("");
+    let stream = cuda.stream();
+    assert_eq!(cuda.cuStreamBeginCapture_v2(stream, 2), 0);
+    assert_eq!(cuda.fake.live().captures, 1);
+    assert_eq!(cuda.cuStreamDestroy_v2(stream), 0);
+    cuda.violated("destroyed while it was captured");
+    assert_eq!(cuda.fake.live().captures, 0);
+}
+
+#[test]
 fn the_context_is_used_after_it_was_destroyed() {
     let cuda = Cuda::new("");
     let context = made(|context| cuda.cuCtxGetCurrent(context));

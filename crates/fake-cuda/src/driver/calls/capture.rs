@@ -4,8 +4,11 @@ use crate::arguments::Out;
 use crate::codes::{
     ILLEGAL_STATE, INVALID_VALUE, STREAM_CAPTURE_INVALIDATED, STREAM_CAPTURE_UNSUPPORTED,
 };
-use crate::driver::capture::{Capture, Graph, Mode};
+use crate::driver::capture::{Capture, Executable, Graph, Mode};
 use crate::driver::{driver, executor};
+
+/// Those of `CUgraphInstantiate_flags`.
+const FLAGS: u64 = 1 | 2 | 4 | 8;
 
 driver! {
     fn cuStreamBeginCapture_v2(stream: usize, mode: u32) needs Context |driver| {
@@ -45,26 +48,23 @@ driver! {
         status.set(driver.captures.get(&handle).map_or(0, |capture| 1 + i32::from(capture.invalid)))
     }
 
-    fn cuGraphInstantiateWithFlags(executable: Out<usize>, graph: usize, _flags: u64)
+    fn cuGraphInstantiateWithFlags(executable: Out<usize>, graph: usize, flags: u64)
         needs Context |driver|
     {
-        let Some(known) = driver.graphs.get(&graph).cloned() else {
+        if flags & !FLAGS != 0 || executable.is_null() {
+            return Err(INVALID_VALUE);
+        }
+        let Some(graph) = driver.graphs.get(&graph).cloned() else {
             return driver.dead("graph", graph);
         };
         let new = driver.handle();
-        driver.executables.insert(new, known);
+        driver.executables.insert(new, Executable { graph, last: None });
         executable.set(new)
     }
 
     fn cuGraphLaunch(executable: usize, stream: usize) needs Context |driver| {
         let handle = driver.stream(stream)?;
-        let Some(graph) = driver.executables.get(&executable).cloned() else {
-            return driver.dead("graph", executable);
-        };
-        if graph.work.iter().any(|work| work.blocks().iter().any(|block| block.is_freed())) {
-            driver.violation("a graph was launched that works on freed memory");
-        }
-        graph.work.into_iter().try_for_each(|work| driver.submit(handle, work))
+        driver.launch(executable, handle)
     }
 
     fn cuGraphDestroy(graph: usize) needs Context |driver| {
@@ -75,9 +75,12 @@ driver! {
     }
 
     fn cuGraphExecDestroy(executable: usize) needs Context |driver| {
-        match driver.executables.remove(&executable) {
-            Some(_) => Ok(()),
-            None => driver.dead("graph", executable),
+        let Some(destroyed) = driver.executables.remove(&executable) else {
+            return driver.dead("graph", executable);
+        };
+        if destroyed.last.is_some_and(|last| !driver.has_passed(last)) {
+            driver.violation("a graph was destroyed while its work is queued");
         }
+        Ok(())
     }
 }

@@ -52,11 +52,17 @@ impl Driver {
         let streams = streams.count();
         let events = self.events.values().filter(|event| event.context == context).count();
         let modules = self.modules.values().filter(|module| module.context == context).count();
-        let graphs = self.graphs.values().chain(self.executables.values());
+        let executables = self.executables.values().map(|executable| &executable.graph);
+        let graphs = self.graphs.values().chain(executables);
         let graphs = graphs.filter(|graph| graph.context == context).count();
-        for (what, count) in
-            [("streams", streams), ("events", events), ("modules", modules), ("graphs", graphs)]
-        {
+        let captures = self.captures.values().filter(|capture| capture.context == context).count();
+        for (what, count) in [
+            ("streams", streams),
+            ("events", events),
+            ("modules", modules),
+            ("graphs", graphs),
+            ("captures", captures),
+        ] {
             self.leave(what, if lost { 0 } else { count });
         }
         self.streams.retain(|_, stream| stream.context != context);
@@ -64,7 +70,7 @@ impl Driver {
         self.events.retain(|_, event| event.context != context);
         self.modules.retain(|_, module| module.context != context);
         self.graphs.retain(|_, graph| graph.context != context);
-        self.executables.retain(|_, graph| graph.context != context);
+        self.executables.retain(|_, executable| executable.graph.context != context);
         self.captures.retain(|_, capture| capture.context != context);
         let state = &mut **self;
         state.functions.retain(|_, function| state.modules.contains_key(&function.module));

@@ -65,10 +65,9 @@ driver! {
         let Some(known) = driver.functions.get(&function) else {
             return driver.dead("function", function);
         };
-        let module = driver.modules.get(&known.module).map(|module| module.context);
-        let (entry, own) = (known.entry.clone(), driver.context);
+        let (module, entry, own) = (known.module, known.entry.clone(), driver.context);
         let handle = driver.stream(stream)?;
-        if module != Some(own) {
+        if driver.modules.get(&module).map(|module| module.context) != Some(own) {
             driver.violation(format!("{}: launched in another context", entry.name));
             return Err(INVALID_HANDLE);
         }
@@ -87,6 +86,7 @@ driver! {
         }
         let mut launch = Launch {
             name: entry.name.into(),
+            module,
             grid,
             block,
             shared,

@@ -39,7 +39,7 @@ driver! {
             return driver.dead("stream", stream);
         }
         let handle = driver.stream(stream)?;
-        driver.captures.remove(&handle);
+        driver.abandon_capture(handle);
         if let Some(stream) = driver.streams.get_mut(&handle) {
             stream.destroyed = true;
             if stream.queue.is_empty() {
