@@ -109,8 +109,8 @@ pub use backend::wgpu::WgpuCustom;
 pub use backend::{ChannelOrder, Custom, DeviceInfo, DeviceKind, HostCustom};
 pub use batch::{BoundBatch, GpuBatch};
 pub use command::{
-    BatchOperation, CommandBuffer, CommandBufferPool, CommandPoolStats, Conversion, Readback,
-    Submission,
+    BatchOperation, CommandBuffer, CommandBufferPool, CommandPoolStats, Conversion, FrozenCommands,
+    Readback, Submission,
 };
 pub use device::{Device, Found};
 pub use dtype::{DType, Element, UnknownDType};

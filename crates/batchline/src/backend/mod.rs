@@ -22,7 +22,7 @@
 use std::any::Any;
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 pub use gather::{
@@ -334,7 +334,18 @@ pub struct Segment<'s, 'm> {
     pub after: &'s [Fence],
     /// The commands.
     pub commands: &'s mut dyn Iterator<Item = Command<'m>>,
+    /// For commands that come again, those of [`FrozenCommands`](crate::FrozenCommands): a place
+    /// where the backend may keep what it makes of them. It is theirs alone, and empty the first
+    /// time.
+    pub kept: Option<&'s Kept>,
 }
+
+/// What a backend keeps of commands that come again: a graph of its driver, say. Each time the
+/// commands are the very same ones, on the same memory.
+///
+/// It is dropped when no segment that came with it is in flight any more, and leaked where that
+/// can't be known.
+pub type Kept = OnceLock<Box<dyn Any + Send + Sync>>;
 
 impl fmt::Debug for Segment<'_, '_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

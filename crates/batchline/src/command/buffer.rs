@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use super::convert::Conversion;
 use super::execute::execute;
+use super::frozen::FrozenCommands;
 use super::gather::{Gather, GatherParts, Indices};
 use super::operation::{Operation, Span};
 use super::readback::{Arrival, Readback};
-use super::submission::{Completion, Submission, Work};
+use super::submission::{Commands, Completion, Submission, Work};
 use crate::backend::{Custom, DeviceKind, Direction, GatherBy};
 use crate::memory::{Loan, MemoryManager, Patience, Pool, Tensor};
 use crate::staging::StagingBuffer;
@@ -66,7 +67,8 @@ impl Drop for Recording {
 /// A list of operations for one device. It owns all that it touches until the device is done.
 ///
 /// Recording checks everything at once: bounds, overlap, alignment, element types, device. A
-/// buffer is executed by value, so it can't be submitted twice, nor changed in flight:
+/// buffer is executed by value, so it can't be submitted twice, nor changed in flight; what is to
+/// be executed again and again is [frozen](Self::freeze).
 ///
 /// ```compile_fail,E0382
 /// # use batchline::{CommandBufferPool, Device, MemoryManager};
@@ -327,7 +329,18 @@ impl CommandBuffer {
     }
 
     pub(crate) fn submit(self, completions: Vec<Completion>) -> Result<Submission> {
-        execute(self.memory.device(), Work { recording: self.recording, completions })
+        let commands = Commands::Once(self.recording);
+        execute(self.memory.device(), Work { commands, completions })
+    }
+
+    /// Makes what was recorded a chain that can be executed again and again. The buffer goes back
+    /// to its pool.
+    ///
+    /// # Errors
+    /// [`Error::Record`]: there is more than copies, fills and conversions. Whatever else there is
+    /// uses up what it was given: a staging buffer, a readback, a closure.
+    pub fn freeze(mut self) -> Result<FrozenCommands> {
+        FrozenCommands::new(self.recording.operations(), self.memory)
     }
 
     /// Gives the buffer back unused. Dropping it does the same.

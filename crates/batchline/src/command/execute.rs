@@ -5,10 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::operation::Operation;
-use super::submission::{Fences, Progress, Submission, Work, refuse};
+use super::submission::{Fences, Parts, Progress, Submission, Work, refuse};
 use crate::backend::{Fence, MAX_STREAMS, Segment, SubmitError};
 use crate::device::{Device, SubmitState};
-use crate::staging::StagingBuffer;
 use crate::{Error, Result};
 
 /// Hands `work` to the device.
@@ -26,7 +25,7 @@ pub(crate) fn execute(device: &Device, mut work: Work) -> Result<Submission> {
             return Err(error);
         }
     };
-    work.recording.take_off();
+    work.commands.take_off();
     let record = core.reaper.record(work);
     if let Err(error) = core.reaper.link(&record, core.health()) {
         drop(submit);
@@ -35,9 +34,11 @@ pub(crate) fn execute(device: &Device, mut work: Work) -> Result<Submission> {
     }
     let outcome = {
         let mut work = record.work.lock();
-        let (operations, slots) =
-            work.as_mut().map(|work| work.recording.parts()).unwrap_or_default();
-        let enqueue = AssertUnwindSafe(|| enqueue(device, &mut submit.state, operations, slots));
+        let enqueue = |parts: Parts<'_>| enqueue(device, &mut submit.state, parts);
+        let enqueue = AssertUnwindSafe(|| match &mut *work {
+            Some(work) => work.commands.with(enqueue),
+            None => Ok(Fences::new()),
+        });
         // A driver that panics leaves it open what it has done.
         catch_unwind(enqueue).unwrap_or_else(|panic| {
             Err(SubmitError { error: Error::panicked("the backend", &*panic), enqueued: true })
@@ -68,8 +69,7 @@ pub(crate) fn execute(device: &Device, mut work: Work) -> Result<Submission> {
 fn enqueue(
     device: &Device,
     submit: &mut SubmitState,
-    operations: &mut [Operation],
-    slots: &[StagingBuffer],
+    Parts { operations, slots, mut kept }: Parts<'_>,
 ) -> Result<Fences, SubmitError> {
     for span in operations.iter().flat_map(Operation::writes) {
         if span.block().usage.lock().views > 0 {
@@ -88,7 +88,9 @@ fn enqueue(
         let fence = Fence { stream, value: submit.last[usize::from(stream)] + 1 };
         let after = dependencies(device, run, fence);
         let commands = &mut run.iter_mut().map(|operation| operation.command(slots));
-        backend.submit(Segment { fence, after: &after, commands }).map_err(|mut error| {
+        let segment = Segment { fence, after: &after, commands, kept: kept.first() };
+        kept = kept.get(len..).unwrap_or_default();
+        backend.submit(segment).map_err(|mut error| {
             // What is enqueued of this record already can't be called back.
             error.enqueued |= !ends.is_empty();
             error

@@ -1,5 +1,5 @@
 //! Command buffers: recorded lists of operations, the pool that lends them, and their way to the
-//! device and back.
+//! device and back. Frozen ones (`frozen.rs`) take that way any number of times.
 //!
 //! ```text
 //! CommandBufferPool ─▶ CommandBuffer ── execute ──▶ Record, linked ──▶ segments, by stream
@@ -11,6 +11,7 @@
 mod buffer;
 mod convert;
 mod execute;
+mod frozen;
 mod gather;
 mod operation;
 mod pool;
@@ -20,6 +21,7 @@ mod submission;
 
 pub use buffer::CommandBuffer;
 pub use convert::Conversion;
+pub use frozen::FrozenCommands;
 pub use pool::{BatchOperation, CommandBufferPool, CommandPoolStats};
 pub use readback::Readback;
 pub use submission::Submission;

@@ -52,6 +52,11 @@ impl Span {
         Region { memory, offset: self.offset, len: self.len }
     }
 
+    /// The user's share, until [`take_off`](Self::take_off).
+    pub(super) fn share(&self) -> Option<&Share> {
+        self.share.as_ref()
+    }
+
     /// Notes that a submission owns it from now on.
     pub(super) fn take_off(&mut self) {
         self.share = None;

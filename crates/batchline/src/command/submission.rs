@@ -9,11 +9,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::buffer::Recording;
+use super::frozen::Chain;
 use super::operation::Operation;
 use smallvec::SmallVec;
 
-use crate::backend::Fence;
+use crate::backend::{Fence, Kept};
 use crate::memory::Patience;
+use crate::staging::StagingBuffer;
 use crate::sync::{Condvar, Mutex};
 use crate::{Error, Result};
 
@@ -44,8 +46,25 @@ pub(crate) struct Record {
 
 /// What a record owns until it is done.
 pub(crate) struct Work {
-    pub(crate) recording: Recording,
+    pub(crate) commands: Commands,
     pub(crate) completions: Vec<Completion>,
+}
+
+/// Where a record has its operations from.
+pub(crate) enum Commands {
+    /// Recorded for this one execution.
+    Once(Recording),
+    /// Frozen; others may be executing it as well.
+    Again(Arc<Chain>),
+}
+
+/// What there is to enqueue.
+pub(crate) struct Parts<'p> {
+    pub(crate) operations: &'p mut [Operation],
+    /// Slots that the operations name.
+    pub(crate) slots: &'p [StagingBuffer],
+    /// For operations that come again one for each: that of the first stands for a segment.
+    pub(crate) kept: &'p [Kept],
 }
 
 struct State {
@@ -98,18 +117,8 @@ impl Record {
         *self.reaper.lock() = Some(std::thread::current().id());
         let mut panicked = None;
         let work = self.work.lock().take();
-        if let Some(Work { mut recording, completions }) = work {
-            for operation in recording.operations().drain(..) {
-                // What the user gave may panic when it is dropped.
-                panicked = panicked.or(contain("a dropped operation", || match &result {
-                    Err(error) if quarantine => operation.quarantine(error),
-                    _ => operation.finish(&result),
-                }));
-            }
-            if result.is_err() && quarantine {
-                recording.quarantine_slots();
-            }
-            drop(recording);
+        if let Some(Work { commands, completions }) = work {
+            panicked = commands.end(&result, quarantine);
             for completion in completions {
                 let outcome = result.clone();
                 panicked = panicked.or(contain("a completion", || completion(outcome)));
@@ -121,11 +130,8 @@ impl Record {
     /// Ends a record whose end panicked: what it owned is given up.
     pub(crate) fn abandon(&self, error: Error) {
         let work = self.work.lock().take();
-        if let Some(Work { mut recording, completions }) = work {
-            for operation in recording.operations().drain(..) {
-                contain("a dropped operation", || operation.quarantine(&error));
-            }
-            recording.quarantine_slots();
+        if let Some(Work { commands, completions }) = work {
+            commands.end(&Err(error.clone()), true);
             refuse(completions, &error);
         }
         self.done_with(Err(error));
@@ -153,12 +159,62 @@ impl Record {
     }
 }
 
+impl Commands {
+    /// Notes that a submission owns them from now on.
+    pub(crate) fn take_off(&mut self) {
+        match self {
+            Commands::Once(recording) => recording.take_off(),
+            // Its handle goes on counting as a user of the tensors.
+            Commands::Again(_) => {}
+        }
+    }
+
+    pub(crate) fn with<R>(&mut self, enqueue: impl FnOnce(Parts<'_>) -> R) -> R {
+        match self {
+            Commands::Once(recording) => {
+                let (operations, slots) = recording.parts();
+                enqueue(Parts { operations, slots, kept: &[] })
+            }
+            Commands::Again(chain) => chain.with(enqueue),
+        }
+    }
+
+    /// Sends what they own home, or gives it up. Returns the first panic of what was dropped.
+    fn end(self, result: &Result<()>, quarantine: bool) -> Option<Error> {
+        let lost = result.as_ref().err().filter(|_| quarantine);
+        match self {
+            Commands::Once(mut recording) => {
+                let mut panicked = None;
+                for operation in recording.operations().drain(..) {
+                    // What the user gave may panic when it is dropped.
+                    panicked = panicked.or(contain("a dropped operation", || match lost {
+                        Some(error) => operation.quarantine(error),
+                        None => operation.finish(result),
+                    }));
+                }
+                if lost.is_some() {
+                    recording.quarantine_slots();
+                }
+                panicked
+            }
+            Commands::Again(chain) => {
+                if lost.is_some() {
+                    chain.quarantine();
+                }
+                // Here it may be the last one, and drops what a backend kept.
+                contain("a frozen chain", || drop(chain))
+            }
+        }
+    }
+}
+
 #[cfg(all(test, loom))]
 impl Record {
     pub(crate) fn of_nothing() -> Arc<Self> {
         let pool = crate::memory::Pool::new("command buffer", 1);
         let recorder = pool.acquire(Patience::None, || Ok(Default::default())).unwrap();
-        Self::new(Work { recording: Recording::new(recorder), completions: Vec::new() })
+        let commands = Commands::Once(Recording::new(recorder));
+        Self::new(Work { commands, completions: Vec::new() })
     }
 
     /// As [`Submission::wait`], for models, whose threads are one to the system.

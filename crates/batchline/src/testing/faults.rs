@@ -474,7 +474,7 @@ unsafe impl Backend for FaultyBackend {
     }
 
     fn submit(&self, segment: Segment<'_, '_>) -> Result<(), SubmitError> {
-        let Segment { fence, after, commands } = segment;
+        let Segment { fence, after, commands, .. } = segment;
         let mut state = self.shared.state.lock();
         state.submissions += 1;
         let number = Some(state.submissions);

@@ -14,7 +14,7 @@ use crate::backend::{Command, Custom, Region, Segment, StagingMemory, SubmitErro
 use crate::{Error, Result};
 
 pub(super) fn submit(backend: &CudaBackend, segment: Segment<'_, '_>) -> Result<(), SubmitError> {
-    let Segment { fence, after, commands } = segment;
+    let Segment { fence, after, commands, .. } = segment;
     let entered = backend.context.enter()?;
     relax_capture(&entered)?;
     let lane = backend.lanes.get(fence.stream);

@@ -38,7 +38,7 @@ impl Bench {
     fn submit(&mut self, commands: Vec<Command<'_>>) -> Result<Fence, SubmitError> {
         let fence = Fence { stream: 0, value: self.value + 1 };
         let commands = &mut commands.into_iter();
-        self.backend.submit(Segment { fence, after: &[], commands })?;
+        self.backend.submit(Segment { fence, after: &[], commands, kept: None })?;
         self.value += 1;
         Ok(fence)
     }
@@ -743,7 +743,7 @@ fn one_submits_while_another_waits() {
             let upload =
                 Command::Upload { src: up, src_offset: 0, dst: region(&*memory, 0, 1 << 16) };
             let commands = &mut std::iter::once(upload);
-            backend.submit(Segment { fence, after: &[], commands }).unwrap();
+            backend.submit(Segment { fence, after: &[], commands, kept: None }).unwrap();
             send.send(fence).unwrap();
         }
         drop(send);
