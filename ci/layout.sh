@@ -14,6 +14,7 @@ unsafe_files=(
     "crates/batchline/src/backend/cuda/driver.rs: loads the driver's library"
     "crates/batchline/src/backend/cuda/execute.rs: calls the driver with addresses"
     "crates/batchline/src/backend/cuda/gather.rs: copies rows by their addresses"
+    "crates/batchline/src/backend/cuda/graph.rs: captures and launches graphs"
     "crates/batchline/src/backend/cuda/kernels.rs: launches kernels"
     "crates/batchline/src/backend/cuda/lane.rs: calls the driver"
     "crates/batchline/src/backend/cuda/memory.rs: allocates, registers and frees"

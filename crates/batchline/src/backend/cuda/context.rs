@@ -213,6 +213,7 @@ impl Context {
             | code::INVALID_VALUE
             | code::NOT_PERMITTED
             | code::NOT_SUPPORTED
+            | code::CAPTURE_UNSUPPORTED..=code::CAPTURE_WRONG_THREAD
             | code::INVALID_PTX
             | code::UNSUPPORTED_PTX_VERSION => Err(self.refused(operation, code)),
             _ => Err(self.lose(format!("{operation}: {}", self.driver.text(code)))),

@@ -4,7 +4,7 @@
 //! no list of today knows.
 #![allow(unsafe_code, reason = "calls a C library")]
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -44,15 +44,24 @@ handles! {
     Event: "An event.",
     Module: "A module of kernels.",
     Function: "A kernel.",
+    Graph: "Work that was captured.",
+    GraphExec: "A graph that can be launched.",
 }
 
-/// The entry points that are called, by their names in the library.
+/// The entry points that are called, by their names in the library. What stands behind a `?` may
+/// be missing, all of it together.
 macro_rules! entry_points {
-    ($($name:ident($($argument:ident: $kind:ty),*);)*) => {
+    (
+        $($name:ident($($argument:ident: $kind:ty),*);)*
+        $(? $field:ident: $Group:ident, $about:literal {
+            $($late:ident($($late_argument:ident: $late_kind:ty),*);)*
+        })*
+    ) => {
         /// The driver's entry points.
         #[allow(non_snake_case, reason = "the driver's own names")]
         pub(super) struct Driver {
             $(pub(super) $name: unsafe extern "C" fn($($argument: $kind),*) -> Code,)*
+            $(#[doc = $about] pub(super) $field: Option<$Group>,)*
             /// Copies in one call, where the driver has that.
             pub(super) batch: Option<BatchCopy>,
             /// Keeps the library loaded.
@@ -63,21 +72,37 @@ macro_rules! entry_points {
             /// Looks all of them up.
             fn resolve(library: libloading::Library) -> Result<Self, String> {
                 Ok(Self {
-                    $($name: {
-                        // SAFETY: the signature is that of the driver's documentation.
-                        let symbol = unsafe {
-                            library.get(concat!(stringify!($name), "\0").as_bytes())
-                        };
-                        *symbol.map_err(|_| {
-                            format!("its library lacks {}", stringify!($name))
-                        })?
-                    },)*
+                    $($name: entry_point!(library, $name),)*
+                    $($field: $Group::resolve(&library).ok(),)*
                     batch: None,
                     _library: library,
                 })
             }
         }
+
+        $(
+            #[doc = $about]
+            #[allow(non_snake_case, reason = "the driver's own names")]
+            pub(super) struct $Group {
+                $(pub(super) $late: unsafe extern "C" fn($($late_argument: $late_kind),*) -> Code,)*
+            }
+
+            impl $Group {
+                fn resolve(library: &libloading::Library) -> Result<Self, String> {
+                    Ok(Self { $($late: entry_point!(library, $late),)* })
+                }
+            }
+        )*
     };
+}
+
+/// Looks one up.
+macro_rules! entry_point {
+    ($library:ident, $name:ident) => {{
+        // SAFETY: the signature is that of the driver's documentation.
+        let symbol = unsafe { $library.get(concat!(stringify!($name), "\0").as_bytes()) };
+        *symbol.map_err(|_| format!("its library lacks {}", stringify!($name)))?
+    }};
 }
 
 entry_points! {
@@ -136,6 +161,15 @@ entry_points! {
         extra: *mut *mut c_void
     );
     cuThreadExchangeStreamCaptureMode(mode: *mut c_uint);
+
+    ? graphs: Graphs, "For graphs; since CUDA 11.4." {
+        cuStreamBeginCapture_v2(stream: Stream, mode: c_uint);
+        cuStreamEndCapture(stream: Stream, graph: *mut Graph);
+        cuGraphInstantiateWithFlags(executable: *mut GraphExec, graph: Graph, flags: c_ulonglong);
+        cuGraphLaunch(executable: GraphExec, stream: Stream);
+        cuGraphDestroy(graph: Graph);
+        cuGraphExecDestroy(executable: GraphExec);
+    }
 }
 
 /// `CUmemcpyAttributes`, of copies that all read their sources in the stream's order and say
@@ -388,3 +422,16 @@ impl fmt::Debug for Driver {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct DriverError(String);
+
+#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_older_driver_lacks_is_left_out_or_named() {
+        // SAFETY: it is loaded already.
+        let library = unsafe { libloading::Library::new("libc.so.6") }.unwrap();
+        assert!(Graphs::resolve(&library).is_err());
+        assert_eq!(Driver::resolve(library).err().unwrap(), "its library lacks cuInit");
+    }
+}

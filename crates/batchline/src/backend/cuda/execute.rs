@@ -8,13 +8,15 @@ use super::CudaBackend;
 use super::context::{Context, Entered, RELAXED};
 use super::driver::{self, Address};
 use super::gather::gather;
+use super::graph;
+use super::kernels::Launch;
 use super::memory::{CudaMemory, CudaStaging};
 use super::queue::{CudaBinding, CudaCustom, CudaStream};
-use crate::backend::{Command, Custom, Region, Segment, StagingMemory, SubmitError};
+use crate::backend::{Command, ConvertSpec, Custom, Region, Segment, StagingMemory, SubmitError};
 use crate::{Error, Result};
 
 pub(super) fn submit(backend: &CudaBackend, segment: Segment<'_, '_>) -> Result<(), SubmitError> {
-    let Segment { fence, after, commands, .. } = segment;
+    let Segment { fence, after, commands, kept } = segment;
     let entered = backend.context.enter()?;
     relax_capture(&entered)?;
     let lane = backend.lanes.get(fence.stream);
@@ -22,12 +24,13 @@ pub(super) fn submit(backend: &CudaBackend, segment: Segment<'_, '_>) -> Result<
         backend.lanes.get(other.stream).hold_back(&entered, lane, other.value)?;
     }
     let mut encoder = Encoder { backend, entered: &entered, stream: lane.stream(), issued: false };
-    for command in commands {
-        if let Err(error) = encoder.command(command) {
-            return Err(encoder.undone(error));
-        }
+    let draft =
+        graph::enqueue(&mut encoder, commands, kept).map_err(|error| encoder.undone(error))?;
+    lane.mark_as(&entered, fence.value).map_err(|error| encoder.undone(error))?;
+    if let Some(draft) = draft {
+        draft.capture(&encoder);
     }
-    lane.mark_as(&entered, fence.value).map_err(|error| encoder.undone(error))
+    Ok(())
 }
 
 /// Keeps this thread's calls from breaking a capture that another thread makes.
@@ -55,6 +58,11 @@ impl Encoder<'_> {
         &self.backend.context
     }
 
+    /// The same, for another stream.
+    pub(super) fn on(&self, stream: driver::Stream) -> Self {
+        Self { backend: self.backend, entered: self.entered, stream, issued: false }
+    }
+
     /// Ends a segment that failed: where the stream can be waited for, nothing of it is left on the
     /// device.
     fn undone(&self, error: Error) -> SubmitError {
@@ -67,7 +75,14 @@ impl Encoder<'_> {
         SubmitError { error, enqueued }
     }
 
-    fn command(&mut self, command: Command<'_>) -> Result<()> {
+    pub(super) fn all(&mut self, commands: &mut dyn Iterator<Item = Command<'_>>) -> Result<()> {
+        for command in commands {
+            self.command(command)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn command(&mut self, command: Command<'_>) -> Result<()> {
         let (driver, stream) = (self.entered.driver(), self.stream);
         match command {
             Command::Upload { src, src_offset, dst } => {
@@ -113,11 +128,8 @@ impl Encoder<'_> {
             }
             Command::Fill { dst, element } => self.fill(dst, element),
             Command::Convert { src, dst, spec } => {
-                let (source, target) = (self.device(src)?, self.device(dst)?);
-                let kernels = &self.backend.kernels;
-                self.issued = true;
-                let launch = kernels.convert(self.entered, stream, spec)?;
-                launch.run(self.entered, self.stream, source, target)
+                let launch = self.launch(spec)?;
+                self.convert(&launch, src, dst)
             }
             Command::Gather(spec) => gather(self, &spec),
             Command::Custom { work, reads, writes } => {
@@ -140,6 +152,23 @@ impl Encoder<'_> {
                 }
             }
         }
+    }
+
+    /// Gets a conversion ready; what it needs on the device may be copied there.
+    pub(super) fn launch(&mut self, spec: &ConvertSpec) -> Result<Launch> {
+        self.issued = true;
+        self.backend.kernels.convert(self.entered, self.stream, spec)
+    }
+
+    pub(super) fn convert(
+        &mut self,
+        launch: &Launch,
+        src: Region<'_>,
+        dst: Region<'_>,
+    ) -> Result<()> {
+        let (source, target) = (self.device(src)?, self.device(dst)?);
+        self.issued = true;
+        launch.run(self.entered, self.stream, source, target)
     }
 
     fn fill(&mut self, dst: Region<'_>, element: &[u8]) -> Result<()> {

@@ -8,6 +8,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::context::{Context, Entered};
 use super::driver::{self, Address, Function};
+use super::memory::CudaMemory;
 use crate::backend::{ChannelOrder, ConvertSpec, MAX_PARTS};
 use crate::sync::Mutex;
 use crate::{DType, Result};
@@ -47,14 +48,14 @@ struct Loaded {
     gather: Vec<(Option<DType>, Function)>,
     /// Scales and biases that are on the device, by the lists that they came from; what was used
     /// last is at the end.
-    factors: Vec<Factors>,
+    factors: Vec<Arc<Factors>>,
 }
 
 /// A list of factors on the device. Holding the list keeps it from being taken for another.
 #[derive(Debug)]
 struct Factors {
     list: Arc<[f32]>,
-    address: Address,
+    memory: CudaMemory,
 }
 
 /// Lists that are kept on the device; programs use a few. A launch needs two at a time.
@@ -73,13 +74,15 @@ pub(super) struct Launch {
 }
 
 /// What all conversions are told alike.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Map {
     channels: u64,
     pixels: u64,
     flags: u32,
     scale: Address,
     bias: Address,
+    /// Keeps scale and bias on the device.
+    _factors: Option<[Arc<Factors>; 2]>,
 }
 
 /// One tensor of a gather, by addresses of the device.
@@ -119,7 +122,7 @@ impl Kernels {
         spec: &ConvertSpec,
     ) -> Result<Launch> {
         self.with(entered, |loaded| {
-            let map = loaded.map(entered, stream, spec)?;
+            let map = loaded.map(&self.context, entered, stream, spec)?;
             let fast = loaded.fast(entered, spec.from, spec.to)?;
             Ok(Launch {
                 function: fast.unwrap_or(loaded.convert),
@@ -144,7 +147,8 @@ impl Kernels {
     ) -> Result<()> {
         let to = spec.map(|spec| spec.to);
         let (function, mut map) = self.with(entered, |loaded| {
-            let map = spec.map(|spec| loaded.map(entered, stream, spec)).transpose()?;
+            let map =
+                spec.map(|spec| loaded.map(&self.context, entered, stream, spec)).transpose()?;
             Ok((loaded.gather(entered, to)?, map))
         })?;
         let mut count = u32::try_from(tensors.len()).expect("a few");
@@ -245,6 +249,7 @@ impl Loaded {
     /// What a conversion is told, with its factors on the device.
     fn map(
         &mut self,
+        context: &Arc<Context>,
         entered: &Entered<'_>,
         stream: driver::Stream,
         spec: &ConvertSpec,
@@ -252,57 +257,50 @@ impl Loaded {
         let nchw = |order, flag| if order == ChannelOrder::Nchw { flag } else { 0 };
         let affine = u32::from(spec.is_affine());
         let flags = affine | nchw(spec.source_order, 2) | nchw(spec.target_order, 4);
-        let (mut scale, mut bias) = (0, 0);
+        let mut factors = None;
         if spec.is_affine() {
-            scale = self.factors(entered, stream, &spec.scale)?;
-            bias = self.factors(entered, stream, &spec.bias)?;
+            let mut on_device = |list| self.factors(context, entered, stream, list);
+            factors = Some([on_device(&spec.scale)?, on_device(&spec.bias)?]);
         }
-        Ok(Map { channels: spec.channels, pixels: spec.pixels, flags, scale, bias })
+        let address = |place: usize| factors.as_ref().map_or(0, |both| both[place].memory.address);
+        let (scale, bias) = (address(0), address(1));
+        let (channels, pixels) = (spec.channels, spec.pixels);
+        Ok(Map { channels, pixels, flags, scale, bias, _factors: factors })
     }
 
-    /// A list's address on the device, where it stays for the next launch at least: that of another
-    /// list may be given up in between, but the one that was not used for longest.
+    /// A list on the device, where it stays for the next launch at least: another one may be given
+    /// up in between, but the one that was not used for longest. What comes again holds its lists.
     fn factors(
         &mut self,
+        context: &Arc<Context>,
         entered: &Entered<'_>,
         stream: driver::Stream,
         list: &Arc<[f32]>,
-    ) -> Result<Address> {
+    ) -> Result<Arc<Factors>> {
         if let Some(known) = self.factors.iter().position(|known| Arc::ptr_eq(&known.list, list)) {
             self.factors[known..].rotate_left(1);
-            return Ok(self.factors[self.factors.len() - 1].address);
+            return Ok(Arc::clone(&self.factors[self.factors.len() - 1]));
         }
         if self.factors.len() == LISTS {
             // SAFETY: the stream exists. All conversions run on it.
             let code = unsafe { (entered.driver().cuStreamSynchronize)(stream) };
             entered.call("waiting for conversions", code)?;
-            let oldest = self.factors.remove(0);
-            // SAFETY: allocated below, and nothing uses it any more.
-            let code = unsafe { (entered.driver().cuMemFree_v2)(oldest.address) };
-            entered.call("freeing device memory", code)?;
+            self.factors.remove(0);
         }
         let bytes = size_of_val(&**list);
-        let mut address = 0;
-        // SAFETY: `address` is a place for the answer.
-        let code = unsafe { (entered.driver().cuMemAlloc_v2)(&raw mut address, bytes) };
-        entered.call("allocating device memory", code)?;
+        let memory = CudaMemory::new(context, bytes as u64)?;
         // Behind what is on the stream, ahead of the kernel: a copy from ordinary memory that is
         // not on it may still be on its way when it returns.
         // SAFETY: allocated above, as long as the list, and kept with it.
         let code = unsafe {
             let list = list.as_ptr().cast();
-            (entered.driver().cuMemcpyHtoDAsync_v2)(address, list, bytes, stream)
+            (entered.driver().cuMemcpyHtoDAsync_v2)(memory.address, list, bytes, stream)
         };
-        if let Err(error) = entered.call("copying factors to the device", code) {
-            // The call did nothing, or the device is lost and the memory with it.
-            if !error.is_device_lost() {
-                // SAFETY: allocated above, and nothing uses it.
-                unsafe { (entered.driver().cuMemFree_v2)(address) };
-            }
-            return Err(error);
-        }
-        self.factors.push(Factors { list: Arc::clone(list), address });
-        Ok(address)
+        // The call did nothing, or the device is lost and the memory with it.
+        entered.call("copying factors to the device", code)?;
+        let factors = Arc::new(Factors { list: Arc::clone(list), memory });
+        self.factors.push(Arc::clone(&factors));
+        Ok(factors)
     }
 }
 
@@ -337,21 +335,23 @@ impl Rows {
 
 impl Launch {
     pub(super) fn run(
-        mut self,
+        &self,
         entered: &Entered<'_>,
         stream: driver::Stream,
         mut source: Address,
         mut target: Address,
     ) -> Result<()> {
+        let (mut elements, mut from, mut to) = (self.elements, self.from, self.to);
+        let mut map = self.map.clone();
         let mut parameters: SmallVec<[*mut c_void; 10]> = smallvec![
             (&raw mut source).cast(),
             (&raw mut target).cast(),
-            (&raw mut self.elements).cast(),
+            (&raw mut elements).cast(),
         ];
         if self.any {
-            parameters.extend([(&raw mut self.from).cast(), (&raw mut self.to).cast()]);
+            parameters.extend([(&raw mut from).cast(), (&raw mut to).cast()]);
         }
-        parameters.extend(self.map.parameters());
+        parameters.extend(map.parameters());
         let grid = grid_of_elements(self.elements, entered.context.multiprocessors);
         launch(entered, self.function, grid, stream, &mut parameters)
     }
@@ -422,10 +422,6 @@ impl Drop for Kernels {
         let Some(loaded) = self.loaded.lock().take() else { return };
         // What is left of a lost device is left alone.
         let Ok(entered) = self.context.enter() else { return };
-        for factors in &loaded.factors {
-            // SAFETY: allocated in `factors`; the streams that used it are closed.
-            unsafe { (entered.driver().cuMemFree_v2)(factors.address) };
-        }
         // SAFETY: loaded in `load`; nothing runs any more.
         unsafe { (entered.driver().cuModuleUnload)(loaded.module) };
     }

@@ -52,13 +52,7 @@ struct Marks {
 impl Lane {
     /// A stream of our own.
     pub(super) fn new(entered: &Entered<'_>) -> Result<Self> {
-        let mut stream = driver::Stream::NULL;
-        // SAFETY: `stream` is a place for the answer.
-        let code = unsafe {
-            (entered.driver().cuStreamCreateWithPriority)(&raw mut stream, NON_BLOCKING, 0)
-        };
-        entered.call("creating a stream", code)?;
-        let lane = Self::of(stream, true);
+        let lane = Self::of(new_stream(entered)?, true);
         if let Err(error) = lane.stock(entered) {
             lane.close(entered);
             return Err(error);
@@ -220,6 +214,15 @@ impl Marks {
         self.last = value;
         Ok(())
     }
+}
+
+/// A stream to whom it is given.
+pub(super) fn new_stream(entered: &Entered<'_>) -> Result<driver::Stream> {
+    let mut stream = driver::Stream::NULL;
+    // SAFETY: `stream` is a place for the answer.
+    let code =
+        unsafe { (entered.driver().cuStreamCreateWithPriority)(&raw mut stream, NON_BLOCKING, 0) };
+    entered.call("creating a stream", code).map(|()| stream)
 }
 
 fn new_event(entered: &Entered<'_>) -> Result<Event> {

@@ -36,9 +36,9 @@
 //!
 //! `driver` is the library's entry points; `context` a process's part in a device; `lane` streams
 //! and events; `memory` device and page-locked memory (`numa` places it); `registered` memory of
-//! data sets that the device reads by itself; `execute` turns commands into calls, and `gather`
-//! those for single rows; `kernels` loads what `kernels.cu` was compiled to; `queue` is users'
-//! streams, `cudarc` those of that crate.
+//! data sets that the device reads by itself; `execute` turns commands into calls, `gather` those
+//! for single rows, and `graph` those that come again; `kernels` loads what `kernels.cu` was compiled
+//! to; `queue` is users' streams, `cudarc` those of that crate.
 #![allow(unsafe_code, reason = "promises to do as commanded")]
 
 mod context;
@@ -47,6 +47,7 @@ mod cudarc;
 mod driver;
 mod execute;
 mod gather;
+mod graph;
 mod kernels;
 mod lane;
 mod memory;
