@@ -17,12 +17,12 @@ use batchline::{
     AsyncDataLoader, AsyncDataLoaderConfig, AsyncDataLoaderStats, BatchOperation, BatchStream,
     Batches, Bottleneck, BoundBatch, BoxError, ChannelOrder, CommandBuffer, CommandBufferPool,
     CommandPoolStats, ConfigBuilder, Conversion, Custom, DType, DataSource, Dataset, Delivery,
-    Device, DeviceInfo, DeviceKind, Error, ErrorPolicy, FnDataset, FnSource, Found, Gather,
-    GpuBatch, Host, HostCustom, HostTensor, HostView, InMemory, IterSource, LastBatch, LoadPath,
-    LoaderState, MemoryLimits, MemoryManager, MemoryStats, Permutation, Readback, Residency,
-    Sample, SampleBuffer, SampleMut, SampleSpec, Sampler, Sequential, Shape, Shard, Shuffled,
-    Skipped, StageTimes, Stages, StagingBuffer, StagingBufferPool, StagingPoolStats, Submission,
-    Tensor, TensorSpec, Transfer, UnknownDType,
+    Device, DeviceInfo, DeviceKind, Error, ErrorPolicy, FnDataset, FnSource, Found, FrozenCommands,
+    Gather, GpuBatch, Host, HostCustom, HostTensor, HostView, InMemory, IterSource, LastBatch,
+    LoadPath, LoaderState, MemoryLimits, MemoryManager, MemoryStats, Permutation, Readback,
+    Residency, Sample, SampleBuffer, SampleMut, SampleSpec, Sampler, Sequential, Shape, Shard,
+    Shuffled, Skipped, StageTimes, Stages, StagingBuffer, StagingBufferPool, StagingPoolStats,
+    Submission, Tensor, TensorSpec, Transfer, UnknownDType,
 };
 
 /// Lists the types that a bound must hold for.
@@ -40,7 +40,7 @@ fn types_go_to_any_thread_and_can_be_printed() {
         Batches<'static>, Bottleneck, BoundBatch<'static, Host>, ChannelOrder, CommandBufferPool,
         CommandPoolStats, ConfigBuilder, Conversion, DType, Delivery, Device, DeviceInfo,
         DeviceKind, Error, ErrorPolicy, FaultControl, FaultPlan, FnDataset<Read>, FnSource<Next>,
-        Found, GpuBatch, Host, HostCustom<'static>, HostTensor, HostView<'static>, InMemory,
+        Found, FrozenCommands, GpuBatch, Host, HostCustom<'static>, HostTensor, HostView<'static>, InMemory,
         IterSource<fn() -> Items, Items>, LastBatch, LoaderState, MemoryLimits, MemoryManager,
         MemoryStats, Permutation, Readback, Residency, Sample, SampleBuffer, SampleSpec, Sequential, Shape,
         Shard, Shuffled, Skipped, StageTimes, Stages, StagingBuffer, StagingBufferPool,

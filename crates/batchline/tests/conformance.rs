@@ -44,6 +44,15 @@ fn random_operations_with_delays() {
     }
 }
 
+#[test]
+fn frozen_chains_with_delays() {
+    for seed in 0..20 {
+        let max_delay = Duration::from_micros(100);
+        let (device, _) = faulty_device(FaultPlan { seed, max_delay, ..FaultPlan::default() });
+        conformance::frozen_chains_run_again(&device, seed);
+    }
+}
+
 /// Runs on whatever adapter there is; a software rasteriser is enough.
 #[cfg(feature = "wgpu")]
 #[test]

@@ -6,6 +6,7 @@
 //! conformance::run_all(&|| Device::host());
 //! ```
 
+mod frozen;
 mod gather;
 mod loader;
 
@@ -21,6 +22,7 @@ use crate::{
     MemoryManager, Shape, StagingBufferPool, Tensor,
 };
 
+pub use frozen::frozen_chains_run_again;
 pub use gather::{
     gathers_are_in_order, gathers_convert_on_the_way, gathers_equal_the_reference,
     gathers_keep_what_they_read, registering_refuses,
@@ -50,6 +52,7 @@ pub fn run_all(make: MakeDevice<'_>) {
     batches_complete_once(&make());
     completions_that_panic_are_contained(&make());
     random_operations(&make(), 1);
+    frozen_chains_run_again(&make(), 1);
     limits_hold(&make());
     pools_wait_and_close(&make());
     loader_delivers_in_order(make);
