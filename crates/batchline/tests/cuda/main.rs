@@ -5,6 +5,7 @@
 mod cudarc;
 mod dlpack;
 mod driver;
+mod frozen;
 mod gather;
 
 use std::sync::Arc;
