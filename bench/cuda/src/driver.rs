@@ -1,6 +1,8 @@
 //! The driver alone, as the ceiling to compare with.
 
 use std::ffi::c_void;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use libloading::{Library, Symbol};
 
@@ -66,5 +68,65 @@ impl Driver {
         }
         // SAFETY: the stream exists.
         assert_eq!(unsafe { wait(stream) }, 0);
+    }
+
+    /// Holds a stream back until the gate is opened.
+    pub(crate) fn hold(&self, stream: *mut c_void) -> Gate {
+        extern "C" fn wait(gate: *mut c_void) {
+            // SAFETY: the box that was given to this one call.
+            let gate = unsafe { Box::from_raw(gate.cast::<Receiver<()>>()) };
+            // A gate that is dropped is open.
+            let _ = gate.recv();
+        }
+        let (open, gate) = channel::<()>();
+        let call = self.get::<unsafe extern "C" fn(
+            *mut c_void,
+            extern "C" fn(*mut c_void),
+            *mut c_void,
+        ) -> Code>("cuLaunchHostFunc");
+        let gate = Box::into_raw(Box::new(gate));
+        // SAFETY: the function takes the box.
+        assert_eq!(unsafe { call(stream, wait, gate.cast()) }, 0);
+        Gate(open)
+    }
+
+    /// A new event, recorded on a stream.
+    pub(crate) fn record(&self, stream: *mut c_void) -> *mut c_void {
+        let create =
+            self.get::<unsafe extern "C" fn(*mut *mut c_void, u32) -> Code>("cuEventCreate");
+        let record =
+            self.get::<unsafe extern "C" fn(*mut c_void, *mut c_void) -> Code>("cuEventRecord");
+        let mut event = std::ptr::null_mut();
+        // SAFETY: a place for the answer.
+        assert_eq!(unsafe { create(&raw mut event, 0) }, 0);
+        // SAFETY: both exist.
+        assert_eq!(unsafe { record(event, stream) }, 0);
+        event
+    }
+
+    /// The time between two events, which are used up.
+    pub(crate) fn between(&self, start: usize, end: usize) -> Duration {
+        let elapsed = self.get::<unsafe extern "C" fn(*mut f32, *mut c_void, *mut c_void) -> Code>(
+            "cuEventElapsedTime",
+        );
+        let destroy = self.get::<unsafe extern "C" fn(*mut c_void) -> Code>("cuEventDestroy_v2");
+        let events = [start, end].map(std::ptr::with_exposed_provenance_mut);
+        let mut milliseconds = 0.0;
+        // SAFETY: both were made by `record` and have passed.
+        assert_eq!(unsafe { elapsed(&raw mut milliseconds, events[0], events[1]) }, 0);
+        for event in events {
+            // SAFETY: nobody names it any more.
+            assert_eq!(unsafe { destroy(event) }, 0);
+        }
+        Duration::from_secs_f64(f64::from(milliseconds) / 1e3)
+    }
+}
+
+/// Keeps a stream waiting while it is there.
+pub(crate) struct Gate(Sender<()>);
+
+impl Gate {
+    pub(crate) fn open(self) {
+        let _ = self.0.send(());
     }
 }

@@ -4,6 +4,7 @@
 //!     batchline-bench-cuda [FILE]
 
 mod driver;
+mod frozen;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -41,6 +42,7 @@ fn main() {
     rows(&memory, workers, &mut report);
     hand_over(&memory, workers, &mut report);
     conversion(&memory, &mut report);
+    frozen::frozen(&memory, &mut report);
 
     if let Some(path) = std::env::args().nth(1) {
         let whole = json!({
