@@ -166,5 +166,19 @@ pub(crate) fn spawn_named<F>(name: String, body: F) -> std::io::Result<std::thre
 where
     F: FnOnce() + Send + 'static,
 {
+    let body = move || {
+        OWN_THREAD.set(true);
+        body();
+    };
     std::thread::Builder::new().name(name).spawn(body)
+}
+
+thread_local! {
+    static OWN_THREAD: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Whether the calling thread is one of this library's.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "for the CUDA device"))]
+pub(crate) fn is_own_thread() -> bool {
+    OWN_THREAD.get()
 }

@@ -63,10 +63,19 @@ impl Driver {
 
     /// Has work on a stream recorded instead of done, and other threads' calls left alone.
     pub(crate) fn begin_capture(&self, stream: CudaStream) {
+        self.begin_capture_as(stream, 1);
+    }
+
+    /// As [`begin_capture`](Self::begin_capture), for a capture that calls of any thread break.
+    pub(crate) fn begin_strict_capture(&self, stream: CudaStream) {
+        self.begin_capture_as(stream, 0);
+    }
+
+    fn begin_capture_as(&self, stream: CudaStream, mode: u32) {
         let begin =
             self.get::<unsafe extern "C" fn(*mut c_void, u32) -> Code>("cuStreamBeginCapture_v2");
         // SAFETY: the stream exists.
-        assert_eq!(unsafe { begin(stream.as_raw(), 1) }, 0);
+        assert_eq!(unsafe { begin(stream.as_raw(), mode) }, 0);
     }
 
     /// Ends the recording; 0 unless something broke it.

@@ -210,8 +210,10 @@ fn an_execution_is_one_launch() {
         let mut after = fake.all_calls();
         after.retain(|symbol, count| {
             *count -= before.get(symbol).copied().unwrap_or(0);
-            // Looks at events come as often as somebody waits.
-            *count > 0 && !["cuEventQuery", "cuCtxGetCurrent"].contains(&&**symbol)
+            // Looks at events come as often as somebody waits; this thread is not ours, so what it
+            // may do during captures is set back each time.
+            let around = ["cuEventQuery", "cuCtxGetCurrent", "cuThreadExchangeStreamCaptureMode"];
+            *count > 0 && !around.contains(&&**symbol)
         });
         let expected = [("cuEventRecord".to_owned(), 10), ("cuGraphLaunch".to_owned(), 10)];
         assert_eq!(after.into_iter().collect::<Vec<_>>(), expected, "{len} operations");

@@ -1,6 +1,7 @@
 //! The CUDA device: what its streams do to memory, and how it ends. On a GPU, or on a driver that
 //! only pretends to have one.
 
+mod capture;
 #[cfg(feature = "cudarc")]
 mod cudarc;
 mod dlpack;

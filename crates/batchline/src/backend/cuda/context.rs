@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use super::driver::{self, Code, DeviceId, Driver, code};
 use crate::backend::{DeviceInfo, DeviceKind};
-use crate::{Error, Result};
+use crate::{Error, Result, sync};
 
 // Of `CUdevice_attribute`.
 const MULTIPROCESSOR_COUNT: c_int = 16;
@@ -158,30 +158,40 @@ impl Context {
         })
     }
 
-    /// Makes calls to the driver possible on this thread, for as long as the value is there.
+    /// Makes calls to the driver possible on this thread, for as long as the value is there. None of
+    /// them breaks a capture that the user makes, on this thread or another.
     ///
     /// # Errors
     /// The device is lost, or this is a child of the process that opened it.
     pub(super) fn enter(&self) -> Result<Entered<'_>> {
+        let mut entered = self.enter_for_events()?;
+        entered.relax()?;
+        Ok(entered)
+    }
+
+    /// As [`enter`](Self::enter), for recording and waiting for events on streams that nobody
+    /// captures, which no capture minds: a consumer does that with each batch.
+    pub(super) fn enter_for_events(&self) -> Result<Entered<'_>> {
         self.check()?;
         let mut current = driver::Context::NULL;
         // SAFETY: `current` is a place for the answer.
         let asked = unsafe { (self.driver.cuCtxGetCurrent)(&raw mut current) };
         self.call("asking for the current context", asked)?;
+        let entered = |pop| Entered { context: self, pop, capture_mode: None };
         if current == self.raw {
-            return Ok(Entered { context: self, pop: false });
+            return Ok(entered(false));
         }
         if current == driver::Context::NULL {
             // A thread that has none keeps ours, so that it is set once.
             // SAFETY: the context is retained.
             let set = unsafe { (self.driver.cuCtxSetCurrent)(self.raw) };
             self.call("setting the current context", set)?;
-            return Ok(Entered { context: self, pop: false });
+            return Ok(entered(false));
         }
         // SAFETY: as above.
         let pushed = unsafe { (self.driver.cuCtxPushCurrent_v2)(self.raw) };
         self.call("setting the current context", pushed)?;
-        Ok(Entered { context: self, pop: true })
+        Ok(entered(true))
     }
 
     /// Whether the device may be used: at once and ever after an error once it is lost.
@@ -251,6 +261,8 @@ pub(super) const RELAXED: c_uint = 2;
 pub(super) struct Entered<'c> {
     pub(super) context: &'c Context,
     pop: bool,
+    /// What the thread may do during captures again afterwards.
+    capture_mode: Option<c_uint>,
 }
 
 impl Entered<'_> {
@@ -263,16 +275,26 @@ impl Entered<'_> {
         self.context.driver
     }
 
-    /// Makes calls that would break a capture which another thread makes, without breaking it.
-    pub(super) fn relaxed<T>(&self, calls: impl FnOnce() -> Result<T>) -> Result<T> {
+    /// Keeps this thread's calls from breaking captures: a thread of ours from now on, another one
+    /// until the value goes.
+    fn relax(&mut self) -> Result<()> {
+        thread_local! {
+            static RELAXED_FOR_GOOD: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+        }
+        if RELAXED_FOR_GOOD.get() {
+            return Ok(());
+        }
         let before = self.exchange_capture_mode(RELAXED)?;
-        let result = calls();
-        self.exchange_capture_mode(before)?;
-        result
+        if sync::is_own_thread() {
+            RELAXED_FOR_GOOD.set(true);
+        } else {
+            self.capture_mode = Some(before);
+        }
+        Ok(())
     }
 
     /// Sets what this thread may do during captures; returns what it might before.
-    pub(super) fn exchange_capture_mode(&self, mut mode: c_uint) -> Result<c_uint> {
+    fn exchange_capture_mode(&self, mut mode: c_uint) -> Result<c_uint> {
         // SAFETY: `mode` is read, and the former one written to it.
         let code = unsafe { (self.driver().cuThreadExchangeStreamCaptureMode)(&raw mut mode) };
         self.call("exchanging the capture mode", code)?;
@@ -282,6 +304,10 @@ impl Entered<'_> {
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
+        if let Some(before) = self.capture_mode {
+            // If that fails the device is lost, and the next call says so.
+            let _ = self.exchange_capture_mode(before);
+        }
         if self.pop {
             let mut ours = driver::Context::NULL;
             // SAFETY: pushed on this thread, and calls between were balanced.

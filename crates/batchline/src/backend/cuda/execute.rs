@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::CudaBackend;
-use super::context::{Context, Entered, RELAXED};
+use super::context::{Context, Entered};
 use super::driver::{self, Address};
 use super::gather::gather;
 use super::graph;
@@ -18,7 +18,6 @@ use crate::{Error, Result};
 pub(super) fn submit(backend: &CudaBackend, segment: Segment<'_, '_>) -> Result<(), SubmitError> {
     let Segment { fence, after, commands, kept } = segment;
     let entered = backend.context.enter()?;
-    relax_capture(&entered)?;
     let lane = backend.lanes.get(fence.stream);
     for other in after {
         backend.lanes.get(other.stream).hold_back(&entered, lane, other.value)?;
@@ -30,18 +29,6 @@ pub(super) fn submit(backend: &CudaBackend, segment: Segment<'_, '_>) -> Result<
     if let Some(draft) = draft {
         draft.capture(&encoder);
     }
-    Ok(())
-}
-
-/// Keeps this thread's calls from breaking a capture that another thread makes.
-fn relax_capture(entered: &Entered<'_>) -> Result<()> {
-    thread_local! {
-        static RELAXED_ALREADY: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
-    }
-    if RELAXED_ALREADY.replace(true) {
-        return Ok(());
-    }
-    entered.exchange_capture_mode(RELAXED)?;
     Ok(())
 }
 

@@ -222,14 +222,14 @@ unsafe impl Backend for CudaBackend {
         let ahead = |fence: &&Fence| !self.lanes.get(fence.stream).known_passed(fence.value);
         let consumer = self.lanes.get(stream);
         for fence in fences.iter().filter(ahead) {
-            let entered = self.context.enter()?;
+            let entered = self.context.enter_for_events()?;
             self.lanes.get(fence.stream).hold_back(&entered, consumer, fence.value)?;
         }
         Ok(())
     }
 
     fn consumer_position(&self, stream: StreamId) -> Result<Fence> {
-        let entered = self.context.enter()?;
+        let entered = self.context.enter_for_events()?;
         let value = self.lanes.get(stream).mark(&entered)?;
         Ok(Fence { stream, value })
     }
