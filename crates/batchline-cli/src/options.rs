@@ -31,8 +31,9 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[command(allow_negative_numbers = true)]
 pub(crate) struct RunOptions {
-    /// A folder or file (IDX as of MNIST, or npy), or synthetic:SAMPLES,SHAPE,DTYPE such as
-    /// synthetic:100000,3x224x224,u8
+    /// A folder or file (IDX as of MNIST, or npy); raw:PATH,SHAPE,DTYPE for rows without a header,
+    /// such as raw:images.u8,3x224x224,u8, behind it ,offset=BYTES and ,labels=PATH:DTYPE; or
+    /// synthetic:SAMPLES,SHAPE,DTYPE such as synthetic:100000,3x224x224,u8
     pub(crate) dataset: String,
 
     /// Where to load to: auto, host, cuda, cuda:N or wgpu

@@ -71,7 +71,7 @@
 //! | `cuda` | yes | the CUDA device: NVIDIA GPUs; the driver is looked for at run time |
 //! | `cudarc` | no | streams and kernels of the `cudarc` crate, with `cuda` |
 //! | `wgpu` | yes | the wgpu device: Metal, Vulkan, DX12 |
-//! | `formats` | yes | IDX and npy files, and `synthetic:` data to measure with |
+//! | `formats` | yes | IDX, npy and headerless files, and `synthetic:` data to measure with |
 //! | `async` | no | [`AsyncDataLoader::stream`](AsyncDataLoader), a `Stream` that wakes without polling |
 //! | `tracing` | no | spans and warnings of the `tracing` crate |
 //! | `testing` | no | the conformance suite and the fault-injecting device |

@@ -5,7 +5,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use batchline::formats::{Idx, Npy, Synthetic, open};
+use batchline::formats::{Idx, Npy, Raw, Synthetic, open};
 use batchline::{DType, Dataset, Error, Result, SampleBuffer};
 
 const DIGITS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../data/digits");
@@ -681,6 +681,144 @@ fn npy_number_beyond_i64_is_an_error_of_its_sample() {
     }
 }
 
+// ---- Raw
+
+#[test]
+fn raw_elements_of_each_type_are_read_as_they_lie() {
+    let folder = Folder::new();
+    for dtype in DType::ALL {
+        // A header of five bytes, then two rows of three; true is any byte but 0.
+        let row = 3 * dtype.size();
+        let bytes: Vec<u8> = (0..5 + 2 * u8::try_from(row).unwrap()).map(|n| n % 4).collect();
+        let path = folder.put("rows", &bytes);
+        let raw = Raw::open_at(&path, 5, dtype, &[3]).unwrap();
+        assert_eq!(raw.len(), 2);
+        assert_eq!(raw.spec().input().to_string(), format!("input: {dtype} [3]"));
+        let mut expected = bytes[5..].to_vec();
+        if dtype == DType::Bool {
+            assert!(expected.contains(&0));
+            expected.iter_mut().for_each(|byte| *byte = u8::from(*byte != 0));
+        }
+        for index in 0..2 {
+            let place = usize::try_from(index).unwrap() * row;
+            assert_eq!(read(&raw, index), [&expected[place..][..row]], "{dtype}");
+        }
+        let lies_ready = (dtype != DType::Bool).then_some(&expected[..]);
+        assert_eq!(raw.contiguous(0), lies_ready, "{dtype}");
+        assert_eq!(raw.contiguous(1), None);
+    }
+}
+
+#[test]
+fn raw_files_are_opened_by_name() {
+    let folder = Folder::new();
+    let images = folder.put("a,b,offset=9", &images());
+    let labels = folder.put("labels", &[70u16.to_ne_bytes(), 80u16.to_ne_bytes()].concat());
+    let (images, labels) = (images.display(), labels.display());
+    for options in
+        [format!("offset=16,labels={labels}:i16"), format!("labels={labels}:i16 , offset=16")]
+    {
+        let dataset = open(&format!("raw:{images},2x3, u8,{options}")).unwrap();
+        assert_eq!(dataset.len(), 2);
+        assert_eq!(dataset.spec().input().to_string(), "input: u8 [2, 3]");
+        assert_eq!(dataset.spec().label_spec().unwrap().to_string(), "label: i16 []");
+        assert_eq!(read(&*dataset, 1), [&[7, 8, 9, 10, 11, 12][..], &80i16.to_ne_bytes()]);
+        assert_eq!(dataset.contiguous(0), Some(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12][..]));
+    }
+    let scalars = open(&format!("raw:{labels},1,i16")).unwrap();
+    assert_eq!(scalars.spec().input().to_string(), "input: i16 []");
+    assert_eq!(read(&*scalars, 0), [70i16.to_ne_bytes()]);
+    assert!(scalars.spec().label_spec().is_none());
+}
+
+#[test]
+fn raw_names_that_are_wrong() {
+    for (spec, text) in [
+        ("raw:", "the path, the shape or the type is missing"),
+        ("raw:a,u8", "the path, the shape or the type is missing"),
+        ("raw:offset=3,labels=b:u8", "the path, the shape or the type is missing"),
+        ("raw:a,2x,u8", "the extent \"\": "),
+        ("raw:a,2,u9", "unknown dtype \"u9\": use f32"),
+        ("raw:a,2x0,u8", "[2, 0] holds no elements"),
+        ("raw:a,1x1x1x1x1x1x1x1,u8", "9 dimensions at most, expected 8"),
+        ("raw:a,4294967296x4294967296,u8", "overflows 64 bits"),
+        ("raw:a,4294967296x2147483648,f32", "overflows 64 bits"),
+        ("raw:a,2,u8,offset=-1", "the offset \"-1\": invalid digit"),
+        ("raw:a,2,u8,offset=99999999999999999999", "number too large"),
+        ("raw:a,2,u8,offset=1,offset=2", "there are two offsets"),
+        ("raw:a,2,u8,labels=b", "the labels \"b\" have no :DTYPE"),
+        ("raw:a,2,u8,labels=b:", "unknown dtype \"\""),
+        ("raw:a,2,u8,labels=b:u8,labels=c:u8", "there are two files of labels"),
+        ("raw:\u{1b}[2J,2,u9", "raw:\\u{1b}[2J,2,u9"),
+    ] {
+        let err = open(spec).map(drop).unwrap_err();
+        assert!(matches!(err, Error::Config { setting: "dataset", .. }), "{err:?}");
+        let err = error_of::<()>(Err(err));
+        assert!(err.contains(text), "{err}");
+        assert!(err.contains("write raw:PATH,SHAPE,DTYPE[,offset=BYTES]"), "{err}");
+    }
+}
+
+#[test]
+fn raw_files_that_are_no_whole_rows() {
+    let folder = Folder::new();
+    let open = |path: &Path, offset| Raw::open_at(path, offset, DType::I16, &[3]);
+    let path = folder.put("rows", &[0; 18]);
+    let cut = "truncated, or of other rows: 17 bytes from byte 1 on are 2 rows of 6 bytes \
+               (i16 [3]) and 5 more";
+    assert_error(open(&path, 1), &path, &[cut, "copy the file again"]);
+    assert_eq!(open(&path, 12).unwrap().len(), 1);
+    assert_error(open(&path, 17), &path, &["1 bytes from byte 17 on are 0 rows"]);
+    for offset in [18, 19, u64::MAX] {
+        let text = format!("is 18 bytes, so no row starts at byte {offset}");
+        assert_error(open(&path, offset), &path, &[&text]);
+    }
+    let empty = folder.put("empty", &[]);
+    for offset in [0, 7] {
+        assert_error(open(&empty, offset), &empty, &["is empty: there are no rows in it"]);
+    }
+    let text = &["is a folder: name a file in it"];
+    assert_error(open(folder.0.path(), 0), folder.0.path(), text);
+    let missing = folder.0.path().join("missing");
+    let err = open(&missing, 0).unwrap_err();
+    assert!(matches!(&err, Error::Io { path, .. } if *path == missing), "{err:?}");
+}
+
+#[test]
+fn raw_labels_that_do_not_belong_to_the_inputs() {
+    let folder = Folder::new();
+    let inputs = folder.put("inputs", &[0; 12]);
+    let labels = folder.put("labels", &[0; 3]);
+    let open = |dtype| Raw::open(&inputs, DType::U8, &[4]).unwrap().labels(&labels, dtype, &[]);
+    assert_eq!(open(DType::U8).unwrap().len(), 3);
+    assert_error(
+        open(DType::I8).unwrap().labels(&inputs, DType::F32, &[3]),
+        &inputs,
+        &["holds 1 labels, but", "holds 3 samples: these files don't belong together"],
+    );
+    assert_error(open(DType::I16), &labels, &["truncated, or of other rows"]);
+    let missing = folder.0.path().join("missing");
+    let err = Raw::open(&inputs, DType::U8, &[4]).unwrap().labels(&missing, DType::U8, &[]);
+    assert!(matches!(err.unwrap_err(), Error::Io { path, .. } if path == missing));
+}
+
+/// A file of more bytes than 32 bits count, which takes no room on the disk.
+#[test]
+#[cfg(target_pointer_width = "64")]
+fn raw_files_can_be_large() {
+    use std::io::{Seek, SeekFrom};
+    let folder = Folder::new();
+    let path = folder.put("large", &[]);
+    let mut file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len((5 << 30) + 6).unwrap();
+    file.seek(SeekFrom::Start(5 << 30)).unwrap();
+    file.write_all(&[1, 2, 3, 4, 5, 6]).unwrap();
+    let raw = Raw::open_at(&path, (1 << 32) + 2, DType::U8, &[4]).unwrap();
+    assert_eq!(raw.len(), (1 << 28) + 1);
+    assert_eq!(read(&raw, 0), [[0; 4]]);
+    assert_eq!(read(&raw, 1 << 28), [[3, 4, 5, 6]]);
+}
+
 // ---- Samples and windows that do not fit
 
 #[test]
@@ -688,8 +826,10 @@ fn an_index_behind_the_end_is_an_error() {
     let folder = Folder::new();
     let path = folder.put("x.npy", &npy("|u1", false, "(2,)", &[1, 2]));
     let npy = Npy::open(&path, None).unwrap();
+    let raw =
+        Raw::open_at(&path, std::fs::metadata(&path).unwrap().len() - 2, DType::U8, &[]).unwrap();
     let synthetic = Synthetic::new(2, &[1], DType::U8).unwrap();
-    for dataset in [&npy as &dyn Dataset, &synthetic] {
+    for dataset in [&npy as &dyn Dataset, &raw, &synthetic] {
         for index in [2, u64::MAX] {
             let mut buffer = SampleBuffer::new(dataset.spec()).unwrap();
             let err = buffer.fill(|sample| dataset.read(index, sample)).unwrap_err().to_string();
@@ -867,6 +1007,10 @@ fn fingerprints_tell_contents_apart_and_not_paths() {
         others.push(open(&bytes, Some(&labels()), "e"));
     }
     others.push(open(&images(), Some(&idx(8, &[2], &[70, 81])), "f"));
+    let raw = folder.put("raw", &images());
+    others.push(Raw::open(&raw, DType::U8, &[4]).unwrap().fingerprint());
+    others.push(Raw::open(&raw, DType::U8, &[2, 2]).unwrap().fingerprint());
+    others.push(Raw::open_at(&raw, 4, DType::U8, &[4]).unwrap().fingerprint());
     others.push(Synthetic::new(2, &[2, 3], DType::U8).unwrap().fingerprint());
     others.push(Synthetic::new(3, &[2, 3], DType::U8).unwrap().fingerprint());
     others.push(Synthetic::new(2, &[2, 3], DType::I8).unwrap().fingerprint());

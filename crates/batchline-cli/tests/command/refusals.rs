@@ -35,6 +35,7 @@ fn settings_that_make_no_sense() {
         refused_run(2, said, arguments);
     }
     refused(2, "write synthetic:SAMPLES,SHAPE,DTYPE", &["run", "synthetic:3", "--device", "host"]);
+    refused(2, "write raw:PATH,SHAPE,DTYPE", &["run", "raw:rows,3", "--device", "host"]);
     refused(2, "no samples", &["run", "synthetic:0,3,u8", "--device", "host"]);
 }
 
@@ -101,6 +102,8 @@ fn data_that_are_not_there() {
     };
     refused("missing: cannot open", &folder.path().join("missing"));
     refused("no data set in this folder", folder.path());
+    let raw = format!("raw:{DIGITS}/digits-images-idx3-ubyte,8x8,u8");
+    refused("1797 rows of 64 bytes (u8 [8, 8]) and 16 more", Path::new(&raw));
 
     let images = fs::read(Path::new(DIGITS).join("digits-images-idx3-ubyte")).unwrap();
     let cut = folder.path().join("digits-images-idx3-ubyte");

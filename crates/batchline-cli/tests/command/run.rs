@@ -21,6 +21,21 @@ fn the_digits_arrive_as_they_lie_in_the_files() {
 }
 
 #[test]
+fn rows_without_a_header_arrive_as_those_of_the_files_with_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let labels = folder.path().join("labels");
+    std::fs::write(&labels, digits().1).unwrap();
+    let name = format!(
+        "raw:{DIGITS}/digits-images-idx3-ubyte,8x8,u8,offset=16,labels={}:u8",
+        labels.display()
+    );
+    let answer = batchline(&["run", &name, "--device", "host", "--json", "--checksum"]);
+    assert_eq!(answer.status, Some(0), "{}", answer.stderr);
+    let result: Value = serde_json::from_str(&answer.stdout).unwrap();
+    assert_eq!(result["checksum"], checksum_of(batches_of(64)));
+}
+
+#[test]
 fn an_order_depends_on_the_seed_alone() {
     let order = |arguments: &[&str]| run_digits(arguments)["checksum"].clone();
     let shuffled = order(&["--shuffle", "--workers", "1"]);

@@ -360,6 +360,14 @@ impl Arrays {
         Ok(Self { inputs, labels, spec })
     }
 
+    /// The same inputs with these labels.
+    ///
+    /// # Errors
+    /// As of [`new`](Self::new).
+    pub(super) fn with_labels(self, labels: Array) -> Result<Self> {
+        Self::new(self.inputs, Some(labels))
+    }
+
     pub(super) fn len(&self) -> u64 {
         self.inputs.len()
     }

@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::parse_shape;
 use crate::source::default_fingerprint;
 use crate::{BoxError, DType, Dataset, Error, Result, SampleMut, SampleSpec};
 
@@ -72,14 +73,9 @@ impl Synthetic {
         let [len, shape, dtype] = parts[..] else {
             return Err(wrong(format!("{} part(s) instead of three", parts.len())));
         };
-        let number = |what: &str, text: &str| {
-            text.parse::<u64>().map_err(|err| wrong(format!("{what} {text:?}: {err}")))
-        };
-        let len = number("the number of samples", len)?;
-        let dims = match shape {
-            "1" => Vec::new(),
-            _ => shape.split('x').map(|dim| number("the extent", dim)).collect::<Result<_>>()?,
-        };
+        let len =
+            len.parse().map_err(|err| wrong(format!("the number of samples {len:?}: {err}")))?;
+        let dims = parse_shape(shape).map_err(wrong)?;
         let dtype = dtype.parse().map_err(|err: crate::UnknownDType| wrong(err.to_string()))?;
         Self::new(len, &dims, dtype).map_err(|err| wrong(err.chain()))
     }
