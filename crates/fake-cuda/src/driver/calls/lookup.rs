@@ -67,6 +67,7 @@ const SYMBOLS: &[Symbol] = symbols! {
         "cuEventDestroy" since 4000 => cuEventDestroy_v2,
         "cuEventRecord" since 2000 => cuEventRecord,
         "cuEventQuery" since 2000 => cuEventQuery,
+        "cuEventElapsedTime" since 2000 => cuEventElapsedTime,
         "cuEventSynchronize" since 2000 => cuEventSynchronize,
         "cuStreamWaitEvent" since 3020 => cuStreamWaitEvent;
     memory:
