@@ -18,6 +18,17 @@ pub enum Kind {
     },
     #[cfg(feature = "wgpu")]
     Wgpu,
+    #[cfg(feature = "cuda")]
+    Cuda,
+}
+
+/// Which devices the rounds are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Devices {
+    /// Now one, now another, of all but CUDA's.
+    Mixed,
+    #[cfg(feature = "cuda")]
+    Cuda,
 }
 
 /// What goes wrong, at the n-th opportunity.
@@ -27,6 +38,7 @@ pub enum Fault {
     UnclearSubmission(u64),
     PanickingSubmission(u64),
     FailedAllocation(u64),
+    FailedRegistration(u64),
     LostAtSegment(u64),
     /// The consumer loses the device once it has so many batches.
     LostAtBatch(u64),
@@ -42,9 +54,12 @@ pub struct Setting {
 }
 
 impl Setting {
-    pub fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, devices: Devices) -> Self {
         let mut random = Random::new(seed, 0xde);
         let kind = match random.below(8) {
+            #[cfg(feature = "cuda")]
+            _ if devices == Devices::Cuda => Kind::Cuda,
+            _ if devices != Devices::Mixed => unreachable!("no other device is built in"),
             #[cfg(feature = "wgpu")]
             6 | 7 => Kind::Wgpu,
             0 | 1 => Kind::Host,
@@ -60,6 +75,7 @@ impl Setting {
             42..44 => Some(Fault::PanickingSubmission(random.within(1, 30))),
             44..46 => Some(Fault::LostAtSegment(random.within(1, 40))),
             46..48 => Some(Fault::LostAtBatch(random.below(20))),
+            48..58 => Some(Fault::FailedRegistration(random.within(1, 3))),
             _ => None,
         };
         let max_delay = Duration::from_micros(random.pick(&[0, 0, 20, 150]));
@@ -68,20 +84,23 @@ impl Setting {
 
     /// The device, and the handle that steers it if there is one.
     pub fn open(&self) -> (Device, Option<FaultControl>) {
-        let Kind::Faulty { unified } = self.kind else {
+        let unified = match self.kind {
+            Kind::Host => return (Device::host(), None),
             #[cfg(feature = "wgpu")]
-            if self.kind == Kind::Wgpu {
-                return (wgpu(self.seed.is_multiple_of(16)), None);
-            }
-            return (Device::host(), None);
+            Kind::Wgpu => return (wgpu(self.seed.is_multiple_of(16)), None),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda => return (cuda(self.seed.is_multiple_of(16)), None),
+            Kind::Faulty { unified } => unified,
         };
         let Self { seed, max_delay, .. } = *self;
-        let mut plan = FaultPlan { seed, max_delay, unified, ..FaultPlan::default() };
+        let gathers = !seed.is_multiple_of(4);
+        let mut plan = FaultPlan { seed, max_delay, unified, gathers, ..FaultPlan::default() };
         match self.fault {
             Some(Fault::RefusedSubmission(at)) => plan.fail_submit = Some(at),
             Some(Fault::UnclearSubmission(at)) => plan.fail_after_enqueue = Some(at),
             Some(Fault::PanickingSubmission(at)) => plan.panic_in_submit = Some(at),
             Some(Fault::FailedAllocation(at)) => plan.fail_allocation = Some(at),
+            Some(Fault::FailedRegistration(at)) => plan.fail_registration = Some(at),
             Some(Fault::LostAtSegment(at)) => plan.lose_at = Some(at),
             Some(Fault::LostAtBatch(_)) | None => {}
         }
@@ -96,6 +115,15 @@ pub fn wgpu(anew: bool) -> Device {
     static KEPT: std::sync::OnceLock<Device> = std::sync::OnceLock::new();
     let open = || Device::wgpu().expect("this soak was built for a machine with a wgpu adapter");
     if anew { open() } else { KEPT.get_or_init(open).clone() }
+}
+
+/// The CUDA device: one that lives as long as the program, or a new one beside it.
+#[cfg(feature = "cuda")]
+pub fn cuda(anew: bool) -> Device {
+    static KEPT: std::sync::OnceLock<Device> = std::sync::OnceLock::new();
+    let open = || Device::cuda(0).unwrap_or_else(|error| panic!("{}", error.chain()));
+    let kept = KEPT.get_or_init(open);
+    if anew { open() } else { kept.clone() }
 }
 
 /// What a round works on.

@@ -2,7 +2,7 @@
 
 use batchline::MemoryLimits;
 
-use crate::bench::{Bench, Setting};
+use crate::bench::{Bench, Devices, Setting};
 use crate::pools::PoolRound;
 use crate::random::Random;
 use crate::stream::StreamRound;
@@ -30,7 +30,7 @@ pub struct Round {
 }
 
 impl Round {
-    pub fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, devices: Devices) -> Self {
         let mut random = Random::new(seed, 0);
         let task = |seed, pools, alone| match pools {
             true => Task::Pools(PoolRound::new(seed)),
@@ -42,7 +42,7 @@ impl Round {
             // Another loader, or the pools, on the same device's memory.
             tasks.push(task(!seed, random.one_in(2), false));
         }
-        Self { setting: Setting::new(seed), tasks }
+        Self { setting: Setting::new(seed, devices), tasks }
     }
 
     /// # Panics
@@ -68,10 +68,15 @@ impl Round {
 }
 
 /// Has whatever is made once, and stays, made before anything is measured.
-pub fn warm_up() {
-    let bench = Bench::new(Setting::new(0), MemoryLimits::default());
+pub fn warm_up(devices: Devices) {
+    let bench = Bench::new(Setting::new(0, devices), MemoryLimits::default());
     PoolRound::new(0).run(&bench);
     bench.close();
+    #[cfg(feature = "cuda")]
+    if devices == Devices::Cuda {
+        // A driver makes threads of its own when something is used for the first time.
+        (0..30).for_each(|number| Round::new(u64::MAX / 2 + number, devices).run());
+    }
     #[cfg(feature = "wgpu")]
     {
         let memory = batchline::MemoryManager::new(&crate::bench::wgpu(false));

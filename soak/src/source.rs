@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use batchline::{
-    BoxError, DataSource, Dataset, ErrorPolicy, HostTensor, Sample, SampleMut, SampleSpec, mix,
+    BoxError, DType, DataSource, Dataset, ErrorPolicy, HostTensor, InMemory, Sample, SampleMut,
+    SampleSpec, mix,
 };
 
 use crate::samples::Form;
@@ -178,6 +179,25 @@ impl Dataset for Computed {
         }
         Ok(())
     }
+}
+
+/// All samples as tensors in memory.
+pub fn in_memory(reading: &Reading) -> InMemory {
+    let (Reading { form, len, .. }, indices) = (reading, Vec::from_iter(0..reading.len));
+    let tensor = |dtype, dims: &[u64], bytes| {
+        HostTensor::from_bytes(dtype, &[&[*len], dims].concat(), bytes).expect("as many bytes")
+    };
+    let inputs = tensor(form.dtype, &form.dims, form.inputs(&indices));
+    let mut dataset = InMemory::new(inputs).expect("samples");
+    if form.label {
+        let labels = tensor(DType::I64, &[], form.labels(&indices));
+        dataset = dataset.labels(labels).expect("a label for each");
+    }
+    if let Some((dtype, len)) = form.weight {
+        let weights = tensor(dtype, &[len], form.weights(&indices));
+        dataset = dataset.weights("weight", weights).expect("a weight for each");
+    }
+    dataset
 }
 
 /// Batch after batch.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use batchline::{
     AsyncDataLoader, AsyncDataLoaderConfig, ChannelOrder, Conversion, DType, Delivery, Error,
-    GpuBatch, Host, LastBatch, LoaderState, Tensor,
+    Gather, GpuBatch, Host, LastBatch, LoadPath, LoaderState, Residency, Tensor,
 };
 
 use crate::bench::{Bench, Fault, wait_for};
@@ -14,7 +14,7 @@ use crate::files::Files;
 use crate::plan::{Bad, Next, Order, Plan, Stream, Strided};
 use crate::random::Random;
 use crate::samples::Form;
-use crate::source::{CANNOT_READ, Computed, Gate, PLANNED, Pulled, Reading, Trouble};
+use crate::source::{CANNOT_READ, Computed, Gate, PLANNED, Pulled, Reading, Trouble, in_memory};
 use crate::tally::TALLY;
 
 /// Where samples come from.
@@ -23,6 +23,15 @@ enum From {
     Computed,
     Pulled,
     Files,
+    /// Tensors in memory.
+    Memory,
+}
+
+impl From {
+    /// Whether a device may fetch samples by itself, or have them all.
+    fn lies_in_memory(self) -> bool {
+        matches!(self, From::Files | From::Memory)
+    }
 }
 
 /// What the device makes of the input.
@@ -32,6 +41,10 @@ struct Convert {
     scaled: bool,
     planes: bool,
 }
+
+/// What is asked for, as often as it is here.
+const GATHER: [Gather; 4] = [Gather::Auto, Gather::Copies, Gather::Kernel, Gather::Never];
+const RESIDENCY: [Residency; 3] = [Residency::Host, Residency::Host, Residency::Device];
 
 /// What a loader is asked to do; all of it follows from the seed.
 #[derive(Debug, Clone)]
@@ -44,6 +57,8 @@ pub struct StreamRound {
     depth: usize,
     max_held: usize,
     convert: Option<Convert>,
+    gather: Gather,
+    residency: Residency,
     /// Limits that leave room for little more than one batch.
     tight: bool,
     /// The consumer takes all that it can get before it lets go.
@@ -68,6 +83,8 @@ impl StreamRound {
             From::Computed,
             From::Pulled,
             From::Files,
+            From::Memory,
+            From::Memory,
         ]);
         let pulled = from == From::Pulled;
         let world_size = if pulled { 1 } else { random.pick(&[1, 1, 1, 2, 3, 4]) };
@@ -79,7 +96,7 @@ impl StreamRound {
             _ => LastBatch::Keep,
         };
         let trouble = match random.below(8) {
-            _ if from == From::Files => Trouble::None,
+            _ if from.lies_in_memory() => Trouble::None,
             0 => Trouble::Fails,
             1 => Trouble::Skips,
             2 => Trouble::Recovers,
@@ -89,7 +106,7 @@ impl StreamRound {
         let convert = random.one_in(3).then(|| Convert {
             to: random.pick(&[DType::F32, DType::F32, DType::I32, DType::I16]),
             scaled: random.one_in(2),
-            planes: from == From::Computed && random.one_in(3),
+            planes: matches!(from, From::Computed | From::Memory) && random.one_in(3),
         });
         let dims = match convert {
             Some(Convert { planes: true, .. }) => vec![random.within(1, 4), random.within(1, 4), 3],
@@ -111,9 +128,12 @@ impl StreamRound {
         if from == From::Files {
             (form, len) = (Files::form(), Files::LEN);
         }
-        // A batch of many large samples takes long to work out.
+        // A batch of many large samples takes long to work out, and so do many at once.
         let batch_size = if form.input_len() > 1000 { batch_size.min(16) } else { batch_size };
-        let blocks = from != From::Files && random.one_in(25);
+        if from == From::Memory && form.input_len() > 1000 {
+            len = len.min(batch_size * world_size * batches);
+        }
+        let blocks = !from.lies_in_memory() && random.one_in(25);
         let depth = usize::try_from(random.within(1, 5)).expect("small");
         let max_held = usize::try_from(random.within(1, 4)).expect("small");
         let epochs = match random.below(4) {
@@ -161,6 +181,8 @@ impl StreamRound {
             depth,
             max_held,
             convert,
+            gather: random.pick(&GATHER),
+            residency: random.pick(&RESIDENCY),
             tight,
             greedy,
             keep: if tight { 0 } else { random.index(max_held) },
@@ -206,6 +228,7 @@ impl StreamRound {
             Order::Shuffled => config.shuffle(true),
             Order::Strided => config.sampler(Strided { len: plan.len }),
         };
+        config = config.gather(self.gather).residency(self.residency);
         if let Some(Convert { to, scaled, planes }) = self.convert {
             let mut conversion = Conversion::new();
             if scaled {
@@ -225,6 +248,7 @@ impl StreamRound {
             From::Computed => AsyncDataLoader::new(Computed::new(reading), config),
             From::Pulled => AsyncDataLoader::from_source(Pulled::new(reading), config),
             From::Files => AsyncDataLoader::new(Files::open(), config),
+            From::Memory => AsyncDataLoader::new(in_memory(&reading), config),
         }
         .expect("a loader of settings that make sense")
     }
@@ -281,6 +305,11 @@ impl StreamRound {
                 }
             }
             TALLY.starts.add(1);
+            match loader.stats().path {
+                LoadPath::Gathered => TALLY.gathered.add(1),
+                LoadPath::Resident => TALLY.resident.add(1),
+                _ => {}
+            }
             TALLY.restarts.add(u64::from(time > 0));
             let ended = consumer.take(&loader, self.expected(0, 0), *take);
             if ended == Ended::Blocked {
@@ -364,6 +393,7 @@ impl StreamRound {
         };
         let mut other = self.clone();
         other.workers = usize::try_from(random.within(1, 8)).expect("small");
+        (other.gather, other.residency) = (random.pick(&GATHER), random.pick(&RESIDENCY));
         if !self.tight {
             other.depth = usize::try_from(random.within(1, 5)).expect("small");
             // The same global batch, dealt out to as many ranks as divide it.

@@ -39,6 +39,8 @@ tally! {
     samples: "samples delivered and compared",
     batches: "batches",
     starts: "starts of a loader",
+    gathered: "starts of a loader whose device fetched samples by itself",
+    resident: "starts of a loader whose samples were on the device",
     restarts: "starts of a loader that was stopped",
     early_stops: "stops in the middle",
     held_over: "batches that were held longer than their loader lived",

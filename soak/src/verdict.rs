@@ -17,6 +17,8 @@ pub fn judge(rows: &[Row]) -> Vec<String> {
     let given_up = rows.last().map_or(0, |row| row.given_up) as f64;
     let handles = |_| 64.0 * 1024.0 + given_up / 8.0;
     let half = |_| 0.5;
+    // What is kept for later use is as large as the largest round asked for.
+    let device = |start: f64| start * 0.05 + 256.0 * MIB;
     let resident = |row: &Row| row.resident as f64 - row.given_up as f64;
     [
         grew("resident memory", "bytes", rows, resident, memory),
@@ -28,6 +30,7 @@ pub fn judge(rows: &[Row]) -> Vec<String> {
             |row| row.left_by_lost as f64,
             handles,
         ),
+        grew("memory of the GPU", "bytes", rows, |row| row.device_bytes as f64, device),
         grew("threads between rounds", "threads", rows, |row| row.idle_threads as f64, half),
         grew("open files between rounds", "files", rows, |row| row.idle_files as f64, half),
     ]
@@ -93,6 +96,7 @@ mod tests {
                     idle_threads: 2,
                     idle_files: 5,
                     given_up: 0,
+                    device_bytes: 3 << 30,
                 };
                 change(second, &mut row);
                 row
@@ -121,12 +125,20 @@ mod tests {
             row.resident += second * (400 << 10);
             row.left_behind += second.cast_signed() << 16;
             row.left_by_lost += second.cast_signed() * 2048;
+            row.device_bytes += second * (16 << 20);
             // Late, and by one only.
             row.idle_threads += u64::from(second > 90);
             row.idle_files += second / 30;
         });
         let found = judge(&growing);
-        let all = ["resident", "the heap between", "the heap beside", "threads", "open files"];
+        let all = [
+            "resident",
+            "the heap between",
+            "the heap beside",
+            "memory of",
+            "threads",
+            "open files",
+        ];
         for (found, what) in found.iter().zip(all) {
             assert!(found.starts_with(what), "{found}");
         }
