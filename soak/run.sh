@@ -3,7 +3,8 @@
 # unless told otherwise. Writes results/soak.csv and results/soak.svg; the exit
 # status is 1 if a round failed or something grew.
 #
-# SOAK_FEATURES=wgpu soaks the wgpu device too.
+# SOAK_FEATURES=wgpu soaks the wgpu device too. On an NVIDIA GPU ci/gpu.sh soaks
+# the CUDA device.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 

@@ -157,7 +157,7 @@ fn soak(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         println!("all rounds passed; {} s are too short to judge what grows", rows.len());
         return Ok(());
     }
-    let grown = verdict::judge(&rows);
+    let grown = verdict::judge(&rows, options.devices != Devices::Mixed);
     if !grown.is_empty() {
         return Err(grown.join("; ").into());
     }

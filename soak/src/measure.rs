@@ -61,12 +61,14 @@ impl Idle {
         before: Holdings,
         given_up: u64,
     ) -> Result<Holdings, String> {
-        let (mut deadline, patience) = (Instant::now(), Duration::from_secs(20));
-        deadline += if floor.may_rise > 0 { patience / 4 } else { patience };
+        let (began, patience) = (Instant::now(), Duration::from_secs(20));
+        let deadline = began + if floor.may_rise > 0 { patience / 4 } else { patience };
         loop {
             let now = Holdings::now().map_err(|error| error.to_string())?;
-            if now.threads <= floor.threads && now.files <= floor.files {
-                let left = now.heap - before.heap - given_up.cast_signed();
+            let left = now.heap - before.heap - given_up.cast_signed();
+            // A device that lives on drops what its last work used a moment after it is done.
+            let settled = left <= 0 || began.elapsed() > Duration::from_millis(200);
+            if now.threads <= floor.threads && now.files <= floor.files && settled {
                 let sum = if given_up == 0 { &self.left_behind } else { &self.left_by_lost };
                 sum.fetch_add(left, Ordering::Relaxed);
                 self.note(now);

@@ -293,6 +293,10 @@ impl StreamRound {
         let mut consumer = Consumer::new(self, bench);
         let mut running = false;
         for (time, take) in self.takes.iter().enumerate() {
+            if self.tight && self.residency == Residency::Device {
+                // The data set may leave room for one batch only.
+                consumer.let_go(0);
+            }
             match loader.start() {
                 Ok(()) => {}
                 Err(error) => {
