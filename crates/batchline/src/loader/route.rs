@@ -266,6 +266,10 @@ fn contiguous(dataset: &dyn Dataset) -> Result<Vec<u64>> {
 fn is_fused(spec: &SampleSpec, config: &AsyncDataLoaderConfig, gathers: &Gathers) -> Result<bool> {
     let Some((to, conversion)) = &config.convert else { return Ok(false) };
     let input = spec.input();
+    if input.shape.rank() == 0 {
+        // The last dimension of a batch of scalars counts samples, and would be taken for channels.
+        return Ok(false);
+    }
     let one = conversion.spec_for(input.dtype, *to, input.shape.batched(1)?)?;
     Ok(gathers.fuses(input.dtype, *to) && is_one_image(&one))
 }

@@ -132,31 +132,35 @@ pub fn loader_converts(device: &Device) {
 /// # Panics
 /// The device fails.
 pub fn loader_takes_every_path(device: &Device) {
-    let memory = MemoryManager::new(device);
-    let images: Vec<u8> = (0..90).flat_map(|index| bytes(index, 105)).collect();
-    let dataset = |shape: &[u64]| {
-        let images = HostTensor::new(images.clone(), shape).expect("inputs");
-        let labels = HostTensor::new((0..90).collect::<Vec<i64>>(), &[90]).expect("labels");
-        InMemory::new(images).and_then(|set| set.labels(labels)).expect("a data set")
-    };
     let colours = Conversion::new().normalize(&[120.0, 110.0, 100.0], &[58.0, 57.0, 56.0]);
     let planes = colours.clone().reorder(ChannelOrder::Nhwc, ChannelOrder::Nchw);
-    let grey = Conversion::new().normalize(&[120.0], &[58.0]);
-    let (image, first): (&[u64], &[u64]) = (&[90, 7, 5, 3], &[90, 3, 7, 5]);
-    let cases = [
-        (image, None),
-        (image, Some((DType::F32, planes.clone()))),
-        (image, Some((DType::F16, planes))),
-        (image, Some((DType::I16, Conversion::new()))),
-        (first, Some((DType::F32, colours.channels(ChannelOrder::Nchw)))),
-        // What stands before the channels is the batch.
-        (&[90, 15, 7], Some((DType::F32, grey.clone()))),
-        (&[90, 105], Some((DType::BF16, grey))),
+    let conversions = [
+        None,
+        Some((DType::F32, planes.clone())),
+        Some((DType::F16, planes)),
+        Some((DType::I16, Conversion::new())),
     ];
+    every_path(device, &[7, 5, 3], &conversions);
+    let first = [Some((DType::BF16, colours.channels(ChannelOrder::Nchw)))];
+    every_path(device, &[3, 7, 5], &first);
+    // Of these a batch has other dimensions last than an image has.
+    let scaled = [Some((DType::F32, Conversion::new().scale_and_bias(&[4.0], &[-14.0])))];
+    for dims in [&[7, 5][..], &[5], &[]] {
+        every_path(device, dims, &scaled);
+    }
+}
+
+/// Rows of this shape, converted in each of these ways.
+fn every_path(device: &Device, dims: &[u64], conversions: &[Option<(DType, Conversion)>]) {
+    let memory = MemoryManager::new(device);
+    let row = usize::try_from(dims.iter().product::<u64>()).expect("small");
+    let inputs: Vec<u8> = (0..90).flat_map(|index| bytes(index, row)).collect();
+    let inputs = HostTensor::new(inputs, &[&[90], dims].concat()).expect("inputs");
+    let labels = HostTensor::new((0..90).collect::<Vec<i64>>(), &[90]).expect("labels");
+    let dataset = InMemory::new(inputs).and_then(|set| set.labels(labels)).expect("a data set");
     let gathers = device.core().backend().gathers();
     let can = !device.info().unified;
-    for (shape, convert) in cases {
-        let dataset = dataset(shape);
+    for convert in conversions {
         let mut staged = Vec::new();
         for (residency, gather, path) in [
             (Residency::Host, Gather::Never, LoadPath::Staged),
@@ -173,7 +177,7 @@ pub fn loader_takes_every_path(device: &Device) {
                 .residency(residency)
                 .gather(gather)
                 .memory_manager(memory.clone());
-            if let Some((to, conversion)) = &convert {
+            if let Some((to, conversion)) = convert {
                 config = config.convert(*to, conversion.clone());
             }
             let loader = AsyncDataLoader::new(dataset.clone(), config.build().expect("settings"))
