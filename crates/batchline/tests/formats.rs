@@ -424,6 +424,36 @@ fn npy_elements_of_each_type_and_order_are_read() {
     case!("u8", I64, [1u64 << 40, u64::MAX / 2], [1i64 << 40, i64::MAX]);
 }
 
+/// From there a device can fetch samples by itself.
+#[test]
+fn samples_that_need_no_change_are_offered_as_they_lie() {
+    let digits = open(DIGITS).unwrap();
+    let file = std::fs::read(format!("{DIGITS}/digits-images-idx3-ubyte")).unwrap();
+    assert_eq!(digits.contiguous(0), Some(&file[16..]));
+    assert_eq!(digits.contiguous(1).map(<[u8]>::len), Some(1797));
+    let folder = Folder::new();
+    let offered = |bytes: &[u8]| {
+        let path = folder.put("x.npy", bytes);
+        Npy::open(&path, None).unwrap().contiguous(0).map(<[u8]>::to_vec)
+    };
+    let (native, other) = if cfg!(target_endian = "little") { ("<", ">") } else { (">", "<") };
+    let data = [1, 2, 3, 4];
+    for (descr, fortran, whole) in [
+        (format!("{native}i2"), false, true),
+        (format!("{other}i2"), false, false),
+        (format!("{other}u1"), false, true),
+        ("|b1".to_owned(), false, false),
+        (format!("{native}i2"), true, false),
+    ] {
+        let len = data.len() / if descr.ends_with('2') { 2 } else { 1 };
+        let bytes = npy(&descr, fortran, &format!("({len}, 1)"), &data);
+        assert_eq!(offered(&bytes), whole.then(|| data.to_vec()), "{descr} {fortran}");
+    }
+    let path = folder.put("i", &idx(0x0b, &[2], &data));
+    let swapped = cfg!(target_endian = "little");
+    assert_eq!(Idx::open(&path, None).unwrap().contiguous(0).is_none(), swapped);
+}
+
 #[test]
 fn npy_booleans_are_zero_or_one() {
     let folder = Folder::new();

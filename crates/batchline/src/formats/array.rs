@@ -157,8 +157,10 @@ pub(super) struct Array {
 impl Array {
     /// # Errors
     /// `bytes` are more or fewer than `layout` says.
-    pub(super) fn new(path: &Path, bytes: FileBytes, layout: Layout) -> Result<Self> {
+    pub(super) fn new(path: &Path, bytes: FileBytes, mut layout: Layout) -> Result<Self> {
         layout.check_len(path, bytes.as_slice().len() as u64)?;
+        // One byte has no order.
+        layout.stored.swapped &= layout.stored.size() > 1;
         let row = layout.shape.row().unwrap_or(Shape::SCALAR);
         // Both are less than the length of a slice that exists, so they do fit.
         let overflow = |_| Error::Overflow { what: "a file".to_owned() };
