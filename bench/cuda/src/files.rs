@@ -26,7 +26,7 @@ pub(crate) fn measure(
         let row = format!("u8 1x28x28 in files, batch {batch}");
         from_files(settings, memory, &row, &rows, report);
     }
-    let images = data.part(settings.pick(2 << 30, 8 << 20));
+    let images = data.part(settings.pick(1 << 30, 8 << 20));
     let rows = images.rows(&IMAGE, settings.pick(256, 4), u64::MAX);
     from_files(settings, memory, "u8 3x224x224 in files, batch 256", &rows, report);
 }
@@ -55,7 +55,8 @@ fn from_files(
             let work = Work::new(rows.batch, settings.workers, path);
             let who = format!("{name}, {}", path.name());
             let entry = Entry::ours(row, &who, "samples/s");
-            contenders.push(contender(memory, rows, dataset, &work, entry, settings.span));
+            let span = settings.span / 2;
+            contenders.push(contender(memory, rows, dataset, &work, entry, span));
         }
     }
     in_turn(report, settings.rounds, contenders);

@@ -1,5 +1,7 @@
 //! Each way to the device, beside the others, on the same rows in random order.
 
+use std::time::Duration;
+
 use batchline::{Conversion, DType, MemoryManager};
 
 use crate::data::{Data, Rows};
@@ -20,13 +22,15 @@ pub(crate) fn measure(
     data: Data,
     report: &mut Report,
 ) {
-    let lab = Lab { settings, memory, driver, data };
+    let mut lab = Lab { settings, memory, driver, data, span: settings.span };
     lab.images(report);
     lab.images_to_planes(report);
     for (batch, gathered, resident) in [(256, 10e6, 20e6), (4096, 30e6, 200e6)] {
         lab.digits(batch, gathered, report);
         lab.digits_to_floats(batch, resident, report);
     }
+    // Many figures, for a picture.
+    lab.span /= 3;
     lab.row_sizes(report);
     lab.batch_sizes(report);
 }
@@ -36,6 +40,7 @@ struct Lab<'a> {
     memory: &'a MemoryManager,
     driver: &'a Driver,
     data: Data,
+    span: Duration,
 }
 
 impl<'a> Lab<'a> {
@@ -58,18 +63,17 @@ impl<'a> Lab<'a> {
     ) -> Contender<'a> {
         let mut work = Work::new(rows.batch, self.settings.workers, path);
         work.convert = convert;
-        contender(self.memory, rows, rows.dataset(), &work, entry, self.settings.span)
+        contender(self.memory, rows, rows.dataset(), &work, entry, self.span)
     }
 
     /// The plain loop, in samples.
     fn link(&self, row: &str, rows: &Rows) -> Contender<'a> {
         let (bytes, sample) = (rows.batch_bytes(), rows.row as f64);
-        link(self.driver, row, bytes, "samples/s", sample, self.settings.span)
-            .with("sample_bytes", rows.row)
+        link(self.driver, row, bytes, "samples/s", sample, self.span).with("sample_bytes", rows.row)
     }
 
     fn threads(&self, row: &str, rows: &Rows) -> Contender<'a> {
-        threads(row, rows, self.settings.workers, self.settings.span)
+        threads(row, rows, self.settings.workers, self.span)
     }
 
     fn images(&self, report: &mut Report) {

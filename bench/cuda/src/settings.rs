@@ -10,7 +10,7 @@ pub(crate) const USAGE: &str = "\
 usage: batchline-bench-cuda [PART...] [OPTION...]
   PART             device, paths, training, files; all of them unless named
   --json FILE      every figure, written anew after each row
-  --span SECONDS   how long a run takes, about; 0.4
+  --span SECONDS   how long a run takes, about; 0.3
   --rounds N       runs that count of each; 5
   --folder PATH    where files are made and removed; the folder for temporary files
   --libraries PATH where to look for cuBLAS first
@@ -35,7 +35,7 @@ impl Settings {
         let mut settings = Self {
             parts: Vec::new(),
             json: None,
-            span: Duration::from_millis(400),
+            span: Duration::from_millis(300),
             rounds: 5,
             folder: std::env::temp_dir(),
             libraries: None,
