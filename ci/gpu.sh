@@ -117,8 +117,10 @@ sanitizer() {
     [[ -n "$program" ]] || left_out "compute-sanitizer is not found"
     local skipped=(lost any_call any_settings without_a_gpu calls:: failures:: missing::
         copies_by_a_driver copies_in_batches_as destroyed)
+    local more=()
     # What the driver refuses is no fault here: tests ask for such things.
-    "$program" --tool "$tool" --report-api-errors no --error-exitcode 9 \
+    [[ "$tool" != memcheck ]] || more=(--report-api-errors no)
+    "$program" --tool "$tool" "${more[@]}" --error-exitcode 9 \
         "$here/cuda-tests" --test-threads=1 "$@" "${skipped[@]/#/--skip=}"
 }
 

@@ -53,8 +53,7 @@ class Rows:
         rows = flat.view(count, size)
         rows[:, :8] = torch.arange(count).view(count, 1).view(torch.uint8)
         self.data = rows.view(count, *shape)
-        # Eight bytes at once: index_select then shares rows out to threads up to 256 KiB, and not
-        # only up to 32.
+        # Eight bytes at once, which index_select copies several times faster.
         self.words = rows.view(torch.int64) if size % 8 == 0 else rows
 
     def shaped(self, shape):
@@ -368,7 +367,10 @@ class Bench:
 
         def row(name, key, rows, batch, which, convert=None):
             contenders = lambda: self.contenders(key, rows, batch, which)
-            return name, len(which), lambda: self.measure(name, rows, contenders(), convert)
+            measure = lambda: self.measure(name, rows, contenders(), convert)
+            return name, len(which), 0.5 if convert else 1, measure
+
+        # A name, how many contenders there are, how long their runs are beside others', and the rest.
 
         plan = [
             row("u8 3x224x224, batch 256", "u8 3x224x224", images, few, every),
@@ -379,19 +381,18 @@ class Bench:
             row("u8 1x28x28 to f32, batch 4096", "u8 1x28x28 by 4096", digits, few * 16, better, floats),
         ]
         for size in (256, 784, 4 << 10, 16 << 10, 48 << 10, 150_528, 1 << 20):
-            plan.append((f"rows of {size} B", 2, lambda size=size: self.sweep(images, size)))
+            plan.append((f"rows of {size} B", 2, 0.2, lambda size=size: self.sweep(images, size)))
         for batch in (4, 16, 64, 256, 1024):
             batch = max(batch // 32, 1) if quick else batch
             name = f"u8 3x224x224, batches of {batch}"
-            plan.append((name, 1, lambda name=name, batch=batch: self.batches(name, images, batch)))
-        for place, (name, _, measure) in enumerate(plan):
-            # What is left is shared out by the number of contenders; half of it is not for timing
-            # but for starting workers, comparing, and trying settings.
-            stretches = sum(count for _, count, _ in plan[place:]) * (self.options.rounds + 1)
+            plan.append((name, 1, 0.2, lambda name=name, batch=batch: self.batches(name, images, batch)))
+        for place, (name, _, weight, measure) in enumerate(plan):
+            # Half of the time that is left goes for starting workers, comparing, and trying settings.
+            runs = sum(count * weight for _, count, weight, _ in plan[place:]) * (self.options.rounds + 1)
             if self.left() <= 0:
                 print(f"{name}: left out, out of time", flush=True)
                 continue
-            self.span = min(self.options.span, self.left() / stretches / 2)
+            self.span = min(self.options.span, self.left() / runs / 2) * weight
             if quick:
                 self.span = 0.02
             try:
