@@ -1,6 +1,7 @@
 //! The driver alone, as the ceiling to compare with, and for work on a stream of our own.
 
 use std::ffi::{CStr, c_void};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use batchline::CudaStream;
@@ -12,7 +13,13 @@ type Code = u32;
 
 /// An event that notes the time.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Event(*mut c_void);
+pub(crate) struct Event(usize);
+
+impl Event {
+    fn raw(self) -> *mut c_void {
+        std::ptr::with_exposed_provenance_mut(self.0)
+    }
+}
 
 /// A kernel of our own.
 #[derive(Debug, Clone, Copy)]
@@ -84,25 +91,45 @@ impl Driver {
         assert_eq!(unsafe { call(stream) }, 0);
     }
 
+    /// Holds a stream back until the gate is opened.
+    pub(crate) fn hold(&self, stream: *mut c_void) -> Gate {
+        extern "C" fn wait(gate: *mut c_void) {
+            // SAFETY: the box that was given to this one call.
+            let gate = unsafe { Box::from_raw(gate.cast::<Receiver<()>>()) };
+            // A gate that is dropped is open.
+            let _ = gate.recv();
+        }
+        let (open, gate) = channel::<()>();
+        let call = self.get::<unsafe extern "C" fn(
+            *mut c_void,
+            extern "C" fn(*mut c_void),
+            *mut c_void,
+        ) -> Code>("cuLaunchHostFunc");
+        let gate = Box::into_raw(Box::new(gate));
+        // SAFETY: the function takes the box.
+        assert_eq!(unsafe { call(stream, wait, gate.cast()) }, 0);
+        Gate(open)
+    }
+
     pub(crate) fn event(&self) -> Event {
         let call = self.get::<unsafe extern "C" fn(*mut *mut c_void, u32) -> Code>("cuEventCreate");
         let mut event = std::ptr::null_mut();
         // SAFETY: a place for the answer.
         assert_eq!(unsafe { call(&raw mut event, 0) }, 0);
-        Event(event)
+        Event(event.expose_provenance())
     }
 
     pub(crate) fn record(&self, event: Event, stream: *mut c_void) {
         let call =
             self.get::<unsafe extern "C" fn(*mut c_void, *mut c_void) -> Code>("cuEventRecord");
         // SAFETY: both exist.
-        assert_eq!(unsafe { call(event.0, stream) }, 0);
+        assert_eq!(unsafe { call(event.raw(), stream) }, 0);
     }
 
     pub(crate) fn wait_for(&self, event: Event) {
         let call = self.get::<unsafe extern "C" fn(*mut c_void) -> Code>("cuEventSynchronize");
         // SAFETY: the event exists.
-        assert_eq!(unsafe { call(event.0) }, 0);
+        assert_eq!(unsafe { call(event.raw()) }, 0);
     }
 
     /// Milliseconds from one event to the other, both of which have passed.
@@ -112,7 +139,7 @@ impl Driver {
         );
         let mut milliseconds = 0.0;
         // SAFETY: a place for the answer, and two events.
-        assert_eq!(unsafe { call(&raw mut milliseconds, from.0, to.0) }, 0);
+        assert_eq!(unsafe { call(&raw mut milliseconds, from.raw(), to.raw()) }, 0);
         f64::from(milliseconds)
     }
 
@@ -193,5 +220,14 @@ impl<'d> Link<'d> {
         let copies = self.count as f64 * span.as_secs_f64() / seconds;
         self.count = (copies as usize).clamp(4, 100_000);
         bytes as f64 / seconds
+    }
+}
+
+/// Keeps a stream waiting while it is there.
+pub(crate) struct Gate(Sender<()>);
+
+impl Gate {
+    pub(crate) fn open(self) {
+        let _ = self.0.send(());
     }
 }

@@ -6,13 +6,19 @@ use batchline::{
     MemoryManager, Submission, Tensor,
 };
 
-use crate::driver::{Driver, Gate};
-use crate::{ROUNDS, Report};
+use crate::driver::{Driver, Event, Gate};
+use crate::report::{Entry, Report};
+use crate::settings::Settings;
 
 /// Executions in a row. The driver makes callers wait when about a thousand commands are queued.
 const EXECUTIONS: u32 = 50;
 
-pub(crate) fn frozen(memory: &MemoryManager, report: &mut Report) {
+pub(crate) fn measure(
+    settings: &Settings,
+    memory: &MemoryManager,
+    driver: &Driver,
+    report: &mut Report,
+) {
     let commands = CommandBufferPool::new(memory, 100).expect("command buffers");
     let tensor = |dtype| memory.tensor(&[256, 28, 28], dtype).expect("device memory");
     let (pixels, floats) = (tensor(DType::U8), tensor(DType::F32));
@@ -41,16 +47,18 @@ pub(crate) fn frozen(memory: &MemoryManager, report: &mut Report) {
             warm.wait().expect("done");
         }
         let (mut host, mut device) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
-        for _ in 0..ROUNDS {
-            let times = [timed(&commands, &floats, &again), timed(&commands, &floats, &anew)];
+        for _ in 0..settings.rounds {
+            let timed = |execute| timed(driver, &commands, &floats, execute);
+            let times = [timed(&again as &dyn Fn() -> Submission), timed(&anew)];
             for (place, (on_host, on_device)) in times.into_iter().enumerate() {
                 host[place].push(on_host);
                 device[place].push(on_device);
             }
         }
         for (what, [ours, anew]) in [("the host", host), ("the device", device)] {
-            let what = format!("frozen chain of {len}, time of {what}");
-            report.row(&what, "us", ours, Some(("recorded anew", anew)));
+            let row = format!("chain of {len}, time of {what}");
+            report.add(Entry::ours(&row, "frozen", "us").runs(ours));
+            report.add(Entry::ours(&row, "recorded anew", "us").runs(anew));
         }
     }
 }
@@ -58,35 +66,34 @@ pub(crate) fn frozen(memory: &MemoryManager, report: &mut Report) {
 /// Microseconds of the host and of the device for each execution. The device begins when all are
 /// queued, so that neither waits for the other.
 fn timed(
+    driver: &Driver,
     commands: &CommandBufferPool,
     tensor: &Tensor,
     execute: &dyn Fn() -> Submission,
 ) -> (f64, f64) {
+    let [start, end]: [Event; 2] = [(); 2].map(|()| driver.event());
     let (held, holding) = std::sync::mpsc::channel();
     let first = on_the_stream(commands, tensor, move |custom| {
         let driver = Driver::load();
-        let gate = driver.hold(custom.stream.as_raw());
-        let start = driver.record(custom.stream.as_raw());
-        held.send((gate, start.expose_provenance())).map_err(BoxError::from)
+        let gate: Gate = driver.hold(custom.stream.as_raw());
+        driver.record(start, custom.stream.as_raw());
+        held.send(gate).map_err(BoxError::from)
     });
-    let (gate, start): (Gate, usize) = holding.recv().expect("the operation was called");
+    let gate = holding.recv().expect("the operation was called");
     drop(first);
     let began = std::time::Instant::now();
     for _ in 0..EXECUTIONS {
         drop(execute());
     }
     let host = began.elapsed();
-    let (sent, sending) = std::sync::mpsc::channel();
     let last = on_the_stream(commands, tensor, move |custom| {
-        sent.send(Driver::load().record(custom.stream.as_raw()).expose_provenance())
-            .map_err(BoxError::from)
+        Driver::load().record(end, custom.stream.as_raw());
+        Ok(())
     });
-    let end = sending.recv().expect("the operation was called");
     gate.open();
     last.wait().expect("done");
-    let device = Driver::load().between(start, end);
     let each = f64::from(EXECUTIONS);
-    (host.as_secs_f64() * 1e6 / each, device.as_secs_f64() * 1e6 / each)
+    (host.as_secs_f64() * 1e6 / each, driver.between(start, end) * 1e3 / each)
 }
 
 /// Has `work` called with the stream that chains run on.

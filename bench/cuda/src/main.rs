@@ -7,6 +7,7 @@ mod device;
 mod driver;
 mod files;
 mod flow;
+mod frozen;
 mod path;
 mod paths;
 mod report;
