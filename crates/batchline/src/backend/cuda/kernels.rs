@@ -277,7 +277,13 @@ impl Loaded {
         stream: driver::Stream,
         list: &Arc<[f32]>,
     ) -> Result<Arc<Factors>> {
-        if let Some(known) = self.factors.iter().position(|known| Arc::ptr_eq(&known.list, list)) {
+        // By their bits: a conversion that is recorded anew brings a list of its own each time.
+        let same = |known: &Arc<Factors>| {
+            Arc::ptr_eq(&known.list, list)
+                || bytemuck::cast_slice::<f32, u8>(&known.list)
+                    == bytemuck::cast_slice::<f32, u8>(list)
+        };
+        if let Some(known) = self.factors.iter().position(same) {
             self.factors[known..].rotate_left(1);
             return Ok(Arc::clone(&self.factors[self.factors.len() - 1]));
         }
