@@ -36,7 +36,7 @@ pub(crate) fn measure(
     first_batch(settings, memory, &rows, report);
     hand_over(settings, memory, report);
     conversion(settings, memory, batch, report);
-    crate::frozen::measure(settings, memory, driver, report);
+    crate::frozen::measure(settings, memory, report);
     #[cfg(feature = "wgpu")]
     wgpu(settings, &rows, report);
 }

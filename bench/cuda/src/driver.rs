@@ -11,7 +11,7 @@ pub(crate) struct Driver(Library);
 
 type Code = u32;
 
-/// An event that notes the time.
+/// An event that notes the time, by its handle: any thread may name it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Event(usize);
 
@@ -91,26 +91,6 @@ impl Driver {
         assert_eq!(unsafe { call(stream) }, 0);
     }
 
-    /// Holds a stream back until the gate is opened.
-    pub(crate) fn hold(&self, stream: *mut c_void) -> Gate {
-        extern "C" fn wait(gate: *mut c_void) {
-            // SAFETY: the box that was given to this one call.
-            let gate = unsafe { Box::from_raw(gate.cast::<Receiver<()>>()) };
-            // A gate that is dropped is open.
-            let _ = gate.recv();
-        }
-        let (open, gate) = channel::<()>();
-        let call = self.get::<unsafe extern "C" fn(
-            *mut c_void,
-            extern "C" fn(*mut c_void),
-            *mut c_void,
-        ) -> Code>("cuLaunchHostFunc");
-        let gate = Box::into_raw(Box::new(gate));
-        // SAFETY: the function takes the box.
-        assert_eq!(unsafe { call(stream, wait, gate.cast()) }, 0);
-        Gate(open)
-    }
-
     pub(crate) fn event(&self) -> Event {
         let call = self.get::<unsafe extern "C" fn(*mut *mut c_void, u32) -> Code>("cuEventCreate");
         let mut event = std::ptr::null_mut();
@@ -141,6 +121,26 @@ impl Driver {
         // SAFETY: a place for the answer, and two events.
         assert_eq!(unsafe { call(&raw mut milliseconds, from.raw(), to.raw()) }, 0);
         f64::from(milliseconds)
+    }
+
+    /// Holds a stream back until the gate is opened.
+    pub(crate) fn hold(&self, stream: *mut c_void) -> Gate {
+        extern "C" fn wait(gate: *mut c_void) {
+            // SAFETY: the box that was given to this one call.
+            let gate = unsafe { Box::from_raw(gate.cast::<Receiver<()>>()) };
+            // A gate that is dropped is open.
+            let _ = gate.recv();
+        }
+        let (open, gate) = channel::<()>();
+        let call = self.get::<unsafe extern "C" fn(
+            *mut c_void,
+            extern "C" fn(*mut c_void),
+            *mut c_void,
+        ) -> Code>("cuLaunchHostFunc");
+        let gate = Box::into_raw(Box::new(gate));
+        // SAFETY: the function takes the box.
+        assert_eq!(unsafe { call(stream, wait, gate.cast()) }, 0);
+        Gate(open)
     }
 
     /// A kernel by its text and name.
@@ -190,6 +190,15 @@ impl Driver {
     }
 }
 
+/// Keeps a stream waiting while it is there.
+pub(crate) struct Gate(Sender<()>);
+
+impl Gate {
+    pub(crate) fn open(self) {
+        let _ = self.0.send(());
+    }
+}
+
 /// Copies of one size out of page-locked memory, one behind the other: the link's ceiling.
 pub(crate) struct Link<'d> {
     driver: &'d Driver,
@@ -220,14 +229,5 @@ impl<'d> Link<'d> {
         let copies = self.count as f64 * span.as_secs_f64() / seconds;
         self.count = (copies as usize).clamp(4, 100_000);
         bytes as f64 / seconds
-    }
-}
-
-/// Keeps a stream waiting while it is there.
-pub(crate) struct Gate(Sender<()>);
-
-impl Gate {
-    pub(crate) fn open(self) {
-        let _ = self.0.send(());
     }
 }

@@ -74,8 +74,8 @@ impl Flow {
         Self { first: began.elapsed(), loader }
     }
 
-    /// A loader of these rows, whose first batches were compared byte by byte; or why there is none:
-    /// it can't go the way that was asked for, it fails, or the bytes are [`WRONG`].
+    /// A loader of these rows, whose first batches were compared byte by byte; or why there is
+    /// none: it can't go the way that was asked for, it fails, or the bytes are [`WRONG`].
     pub(crate) fn verified(
         memory: &MemoryManager,
         rows: &Rows,

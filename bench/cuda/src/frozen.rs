@@ -13,12 +13,7 @@ use crate::settings::Settings;
 /// Executions in a row. The driver makes callers wait when about a thousand commands are queued.
 const EXECUTIONS: u32 = 50;
 
-pub(crate) fn measure(
-    settings: &Settings,
-    memory: &MemoryManager,
-    driver: &Driver,
-    report: &mut Report,
-) {
+pub(crate) fn measure(settings: &Settings, memory: &MemoryManager, report: &mut Report) {
     let commands = CommandBufferPool::new(memory, 100).expect("command buffers");
     let tensor = |dtype| memory.tensor(&[256, 28, 28], dtype).expect("device memory");
     let (pixels, floats) = (tensor(DType::U8), tensor(DType::F32));
@@ -48,17 +43,16 @@ pub(crate) fn measure(
         }
         let (mut host, mut device) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
         for _ in 0..settings.rounds {
-            let timed = |execute| timed(driver, &commands, &floats, execute);
-            let times = [timed(&again as &dyn Fn() -> Submission), timed(&anew)];
+            let times = [timed(&commands, &floats, &again), timed(&commands, &floats, &anew)];
             for (place, (on_host, on_device)) in times.into_iter().enumerate() {
                 host[place].push(on_host);
                 device[place].push(on_device);
             }
         }
-        for (what, [ours, anew]) in [("the host", host), ("the device", device)] {
-            let row = format!("chain of {len}, time of {what}");
-            report.add(Entry::ours(&row, "frozen", "us").runs(ours));
-            report.add(Entry::ours(&row, "recorded anew", "us").runs(anew));
+        for (whose, [again, anew]) in [("the host", host), ("the device", device)] {
+            let row = format!("a chain of {len} operations, time of {whose}");
+            report.add(Entry::ours(&row, "frozen", "µs").runs(again));
+            report.add(Entry::ours(&row, "recorded anew", "µs").runs(anew));
         }
     }
 }
@@ -66,34 +60,38 @@ pub(crate) fn measure(
 /// Microseconds of the host and of the device for each execution. The device begins when all are
 /// queued, so that neither waits for the other.
 fn timed(
-    driver: &Driver,
     commands: &CommandBufferPool,
     tensor: &Tensor,
     execute: &dyn Fn() -> Submission,
 ) -> (f64, f64) {
-    let [start, end]: [Event; 2] = [(); 2].map(|()| driver.event());
     let (held, holding) = std::sync::mpsc::channel();
     let first = on_the_stream(commands, tensor, move |custom| {
         let driver = Driver::load();
-        let gate: Gate = driver.hold(custom.stream.as_raw());
+        let gate = driver.hold(custom.stream.as_raw());
+        let start = driver.event();
         driver.record(start, custom.stream.as_raw());
-        held.send(gate).map_err(BoxError::from)
+        held.send((gate, start)).map_err(BoxError::from)
     });
-    let gate = holding.recv().expect("the operation was called");
+    let (gate, start): (Gate, Event) = holding.recv().expect("the operation was called");
     drop(first);
     let began = std::time::Instant::now();
     for _ in 0..EXECUTIONS {
         drop(execute());
     }
     let host = began.elapsed();
+    let (sent, sending) = std::sync::mpsc::channel();
     let last = on_the_stream(commands, tensor, move |custom| {
-        Driver::load().record(end, custom.stream.as_raw());
-        Ok(())
+        let driver = Driver::load();
+        let end = driver.event();
+        driver.record(end, custom.stream.as_raw());
+        sent.send(end).map_err(BoxError::from)
     });
+    let end = sending.recv().expect("the operation was called");
     gate.open();
     last.wait().expect("done");
+    let device = Driver::load().between(start, end);
     let each = f64::from(EXECUTIONS);
-    (host.as_secs_f64() * 1e6 / each, driver.between(start, end) * 1e3 / each)
+    (host.as_secs_f64() * 1e6 / each, device * 1e3 / each)
 }
 
 /// Has `work` called with the stream that chains run on.

@@ -189,8 +189,8 @@ impl<'a> Contender<'a> {
     }
 }
 
-/// Runs all contenders once a round, each round beginning with another one. A round before the first
-/// warms up and is not kept.
+/// Runs all contenders once a round, each round beginning with another one. A round before the
+/// first warms up and is not kept.
 pub(crate) fn in_turn(report: &mut Report, rounds: usize, mut contenders: Vec<Contender<'_>>) {
     let count = contenders.len();
     for round in 0..=rounds {
