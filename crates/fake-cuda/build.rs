@@ -9,6 +9,8 @@ fn main() {
     }
     // Once it is loaded, the system answers requests for libcuda.so.1 with it; and it stays.
     println!("cargo::rustc-link-arg-cdylib=-Wl,-soname,libcuda.so.1,-z,nodelete");
+    // It finds its own functions without their names, which a copy may lack.
+    println!("cargo::rustc-link-arg-cdylib=-Wl,-Bsymbolic");
     // For other programs, a folder to name in LD_LIBRARY_PATH. The file itself must not be called
     // libcuda.so: it lies where cargo has LD_LIBRARY_PATH point anyway, and `cargo run` on a machine
     // with a GPU would load it in place of the driver.

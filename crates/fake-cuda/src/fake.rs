@@ -55,6 +55,24 @@ pub fn folder() -> &'static Path {
     Path::new(env!("OUT_DIR"))
 }
 
+/// Makes a driver that lacks some symbols, in a folder to name in `LD_LIBRARY_PATH`.
+///
+/// # Errors
+/// The library can't be copied.
+///
+/// # Panics
+/// There is no such symbol.
+pub fn without(symbols: &[&str], folder: &Path) -> std::io::Result<()> {
+    let mut library = std::fs::read(self::folder().join("libcuda.so.1"))?;
+    for symbol in symbols {
+        // Its entry in the table of names, which is then found under no name that is asked for.
+        let name = [b"\0", symbol.as_bytes(), b"\0"].concat();
+        let found = library.windows(name.len()).position(|window| window == name);
+        library[found.unwrap_or_else(|| panic!("no symbol {symbol}")) + 1] = b'-';
+    }
+    std::fs::write(folder.join("libcuda.so.1"), library)
+}
+
 /// The loaded library, for one test at a time.
 #[derive(Debug)]
 pub struct Fake {
@@ -155,6 +173,17 @@ impl Fake {
         self.steer("fake_cuda_release", 0);
     }
 
+    /// Has calls of a symbol wait inside the driver till they are released, as when it is busy. They
+    /// are counted when they come.
+    pub fn hold_calls(&self, symbol: &str) {
+        self.steer_calls(symbol, 1);
+    }
+
+    /// Has calls of a symbol go on.
+    pub fn release_calls(&self, symbol: &str) {
+        self.steer_calls(symbol, 0);
+    }
+
     /// Calls of a symbol, or of all.
     pub fn calls(&self, symbol: Option<&str>) -> u64 {
         let calls = self.all_calls();
@@ -236,6 +265,13 @@ impl Fake {
         let call: Call = self.symbol(name);
         // SAFETY: a number.
         assert_eq!(unsafe { call(stream) }, 0, "no stream {stream:#x}");
+    }
+
+    fn steer_calls(&self, symbol: &str, held: u32) {
+        type Call = unsafe extern "C" fn(*const c_char, u32) -> i32;
+        let (symbol, call): (_, Call) = (text(symbol), self.symbol("fake_cuda_hold_calls"));
+        // SAFETY: the text lives till the call is over.
+        assert_eq!(unsafe { call(symbol.as_ptr(), held) }, 0, "no symbol {symbol:?}");
     }
 
     fn counts(&self, what: &str) -> BTreeMap<String, u64> {

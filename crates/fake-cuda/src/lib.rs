@@ -79,8 +79,8 @@
 //!
 //! Captures are of one stream. Kernels are the functions in `driver/kernels.rs`; out-of-bounds
 //! access by them is seen where it ends in freed memory or right behind the end of what a parameter
-//! points to. What a kernel reaches through a pointer in memory is not known. Symbols can't be
-//! hidden from `dlsym`.
+//! points to. What a kernel reaches through a pointer in memory is not known. The settings can't hide
+//! symbols from `dlsym`; a copy of the library can ([`without`]).
 #![allow(unsafe_code, reason = "a C library, and what loads it")]
 
 mod arguments;
@@ -91,4 +91,4 @@ mod fake;
 /// Whether the kernels of batchline are known: not where there was no C++ compiler.
 pub const KERNELS: bool = cuda_kernels_native::BUILT;
 
-pub use fake::{Fake, Live, Stream, When, folder};
+pub use fake::{Fake, Live, Stream, When, folder, without};

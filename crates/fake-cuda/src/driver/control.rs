@@ -105,6 +105,18 @@ control! {
         hold(driver, stream, false)
     }
 
+    /// Has calls of a symbol wait inside, or with 0 has them go on. 1 where there is no such name.
+    fn fake_cuda_hold_calls(symbol: In<c_char>, held: u32) -> i32 |driver| {
+        let Ok(symbol) = symbol.text() else { return 1 };
+        if held == 0 {
+            driver.held_calls.remove(&*symbol);
+            CHANGED.notify_all();
+        } else {
+            driver.held_calls.insert(symbol);
+        }
+        0
+    }
+
     /// Writes as much of an answer in lines of text as there is room for, and returns its length.
     fn fake_cuda_read(what: In<c_char>, text: Out<u8>, room: usize) -> usize |driver| {
         let answer = what.text().ok().and_then(|what| answer(driver, &what)).unwrap_or_default();

@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_types, reason = "batchline's locks are its own")]
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 
@@ -72,6 +72,8 @@ struct State {
     captures: BTreeMap<usize, Capture>,
     memory: Memory,
     calls: BTreeMap<&'static str, u64>,
+    /// Symbols whose calls wait inside.
+    held_calls: BTreeSet<String>,
     /// Work done so far that does something, and at which of it a context is to be lost.
     executed: u64,
     faults: Vec<(u64, u32)>,
@@ -131,6 +133,7 @@ impl State {
             captures: BTreeMap::new(),
             memory: Memory::default(),
             calls: BTreeMap::new(),
+            held_calls: BTreeSet::new(),
             executed: 0,
             faults: Vec::new(),
             violations: Vec::new(),
@@ -289,6 +292,9 @@ fn enter(symbol: &'static str, need: Need, call: impl FnOnce(&mut Driver) -> Res
     let context = CONTEXTS.with_borrow(|contexts| contexts.last().copied().unwrap_or(0));
     let mut driver = Driver { state: Some(lock()), context };
     *driver.calls.entry(symbol).or_default() += 1;
+    while driver.held_calls.contains(symbol) {
+        driver.wait();
+    }
     let failure = match need {
         Need::Nothing => None,
         _ => rules::strike(&mut driver.settings.rules, symbol),

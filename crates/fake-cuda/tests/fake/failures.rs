@@ -234,3 +234,27 @@ fn calls_need_a_context_of_the_thread() {
     });
     cuda.no_violations();
 }
+
+#[test]
+fn calls_wait_inside_while_they_are_held() {
+    let cuda = Cuda::new("");
+    let context = made(|context| cuda.cuCtxGetCurrent(context));
+    let stream = cuda.stream();
+    cuda.fake.hold_calls("cuStreamQuery");
+    std::thread::scope(|threads| {
+        let call = threads.spawn(|| {
+            assert_eq!(cuda.cuCtxSetCurrent(context), 0);
+            cuda.cuStreamQuery(stream)
+        });
+        while cuda.fake.calls(Some("cuStreamQuery")) == 0 {
+            std::thread::yield_now();
+        }
+        // Others go on meanwhile.
+        assert_eq!(cuda.cuStreamSynchronize(stream), 0);
+        assert!(!call.is_finished());
+        // It finds what has become of the context meanwhile.
+        cuda.fake.lose(0, LAUNCH_FAILED);
+        cuda.fake.release_calls("cuStreamQuery");
+        assert_eq!(call.join().unwrap(), LAUNCH_FAILED);
+    });
+}

@@ -2,10 +2,11 @@
 #![allow(unsafe_code, reason = "loads a C library")]
 
 use std::ffi::{CStr, CString, c_char};
+use std::path::Path;
 use std::process::Command;
 
 use fake_cuda::codes::*;
-use fake_cuda::{Fake, folder};
+use fake_cuda::{Fake, folder, without};
 use libloading::Library;
 
 use crate::cuda::{Cuda, PTX, made};
@@ -59,6 +60,22 @@ fn as_another_program() {
     // SAFETY: a place for the answer.
     assert_eq!(unsafe { ask(&raw mut count) }, 0);
     println!("{count} devices");
+}
+
+#[test]
+fn a_copy_lacks_the_symbols_that_it_is_to_lack() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lacking");
+    std::fs::create_dir_all(&folder).unwrap();
+    without(&["cuMemAlloc_v2", "cuInit"], &folder).unwrap();
+    // SAFETY: the library's initialisers are Rust's.
+    let library = unsafe { Library::new(folder.join("libcuda.so.1")) }.unwrap();
+    for (symbol, there) in
+        [("cuInit", false), ("cuMemAlloc_v2", false), ("cuMemFree_v2", true), ("cuGetErrorName", true)]
+    {
+        // SAFETY: it is only looked for.
+        let found = unsafe { library.get::<Init>(symbol.as_bytes()) };
+        assert_eq!(found.is_ok(), there, "{symbol}");
+    }
 }
 
 #[test]
