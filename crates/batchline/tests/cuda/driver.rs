@@ -1,7 +1,8 @@
 //! The few driver calls that the tests make themselves, as a user's kernels would.
 #![allow(unsafe_code, reason = "calls the driver, as a user does")]
 
-use std::ffi::{CString, c_char, c_void};
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::ops::{Deref, DerefMut};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use libloading::{Library, Symbol};
 /// The driver's library.
 pub(crate) struct Driver(Library);
 
-type Code = u32;
+pub(crate) type Code = u32;
 
 impl Driver {
     pub(crate) fn load() -> Self {
@@ -90,23 +91,64 @@ impl Driver {
 
     /// Reads device memory on a stream; the bytes are there once the stream has come so far.
     pub(crate) fn read(&self, stream: CudaStream, address: u64, bytes: &mut [u8]) {
+        assert_eq!(self.try_read(stream, address, bytes), 0);
+    }
+
+    /// As [`read`](Self::read), where it may fail.
+    pub(crate) fn try_read(&self, stream: CudaStream, address: u64, bytes: &mut [u8]) -> Code {
         let call = self.get::<unsafe extern "C" fn(*mut c_void, u64, usize, *mut c_void) -> Code>(
             "cuMemcpyDtoHAsync_v2",
         );
         let target = bytes.as_mut_ptr().cast();
         // SAFETY: the caller keeps both until the stream was waited for.
-        assert_eq!(unsafe { call(target, address, bytes.len(), stream.as_raw()) }, 0);
+        unsafe { call(target, address, bytes.len(), stream.as_raw()) }
     }
 
-    /// Page-locked memory, so that a copy to it does not make the caller wait.
+    /// Page-locked memory, so that a copy to it does not make the caller wait. It is never freed.
     pub(crate) fn page_locked(&self, bytes: usize) -> &'static mut [u8] {
+        let memory = std::mem::ManuallyDrop::new(self.own_page_locked(bytes));
+        // SAFETY: just allocated, and never freed.
+        unsafe { std::slice::from_raw_parts_mut(memory.start, memory.len) }
+    }
+
+    /// Page-locked memory that is freed.
+    pub(crate) fn own_page_locked(&self, len: usize) -> PageLocked {
         let call = self
             .get::<unsafe extern "C" fn(*mut *mut c_void, usize, u32) -> Code>("cuMemHostAlloc");
         let mut start = std::ptr::null_mut();
         // SAFETY: a place for the answer.
-        assert_eq!(unsafe { call(&raw mut start, bytes, 1) }, 0);
-        // SAFETY: just allocated, and never freed.
-        unsafe { std::slice::from_raw_parts_mut(start.cast(), bytes) }
+        assert_eq!(unsafe { call(&raw mut start, len, 1) }, 0);
+        PageLocked { start: start.cast(), len }
+    }
+
+    /// Takes a part in a device's primary context, as a program does that uses CUDA itself, and
+    /// makes it current to this thread.
+    pub(crate) fn retain(&self, device: c_int) -> Retained {
+        let call = self.get::<unsafe extern "C" fn(*mut *mut c_void, c_int) -> Code>(
+            "cuDevicePrimaryCtxRetain",
+        );
+        let mut context = std::ptr::null_mut();
+        // SAFETY: a place for the answer.
+        assert_eq!(unsafe { call(&raw mut context, device) }, 0);
+        let retained = Retained { device, context: context as usize };
+        self.make_current(retained.context);
+        retained
+    }
+
+    /// Makes a context current to this thread; 0 for none.
+    pub(crate) fn make_current(&self, context: usize) {
+        let call = self.get::<unsafe extern "C" fn(*mut c_void) -> Code>("cuCtxSetCurrent");
+        // SAFETY: a context that is retained.
+        assert_eq!(unsafe { call(context as *mut c_void) }, 0);
+    }
+
+    /// The context that is current to this thread, or 0.
+    pub(crate) fn current(&self) -> usize {
+        let call = self.get::<unsafe extern "C" fn(*mut *mut c_void) -> Code>("cuCtxGetCurrent");
+        let mut context = std::ptr::null_mut();
+        // SAFETY: a place for the answer.
+        assert_eq!(unsafe { call(&raw mut context) }, 0);
+        context as usize
     }
 
     /// Enqueues a kernel that makes the context unusable.
@@ -154,6 +196,53 @@ impl Driver {
         // SAFETY: a kernel without parameters.
         let code = unsafe { launch(kernel, 1, 1, 1, 1, 1, 1, 0, stream.as_raw(), none, none) };
         assert_eq!(code, 0);
+    }
+}
+
+/// A part in a primary context. It may go before this: then it is not called any more.
+pub(crate) struct Retained {
+    device: c_int,
+    pub(crate) context: usize,
+}
+
+impl Drop for Retained {
+    fn drop(&mut self) {
+        let driver = Driver::load();
+        let call =
+            driver.get::<unsafe extern "C" fn(c_int) -> Code>("cuDevicePrimaryCtxRelease_v2");
+        // SAFETY: retained once.
+        unsafe { call(self.device) };
+    }
+}
+
+/// Page-locked memory. What is enqueued on it must be over when it is dropped.
+pub(crate) struct PageLocked {
+    start: *mut u8,
+    len: usize,
+}
+
+impl Deref for PageLocked {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: allocated with this length; who reads it has waited for what writes it.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
+    }
+}
+
+impl DerefMut for PageLocked {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
+    }
+}
+
+impl Drop for PageLocked {
+    fn drop(&mut self) {
+        let driver = Driver::load();
+        let call = driver.get::<unsafe extern "C" fn(*mut c_void) -> Code>("cuMemFreeHost");
+        // SAFETY: allocated, and used by nothing any more. In a lost context it fails.
+        unsafe { call(self.start.cast()) };
     }
 }
 

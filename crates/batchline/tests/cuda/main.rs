@@ -1,28 +1,36 @@
 //! The CUDA device: what its streams do to memory, and how it ends. On a GPU, or on a driver that
 //! only pretends to have one.
+//!
+//! `BATCHLINE_REQUIRE_CUDA` demands a GPU. Tests that steer the driver then return early, as no
+//! real one can be steered: those that begin with [`pretended`].
 
 mod capture;
 #[cfg(feature = "cudarc")]
 mod cudarc;
 mod dlpack;
 mod driver;
+mod failures;
 mod frozen;
 mod gather;
+mod missing;
+mod steady;
+mod streams;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use batchline::backend::Custom;
+use batchline::testing::conformance;
 use batchline::{
-    AsyncDataLoader, AsyncDataLoaderConfig, CommandBufferPool, ConfigBuilder, Conversion,
-    CudaCustom, DType, Device, DeviceKind, Error, FnDataset, Found, MemoryManager, SampleSpec,
-    StagingBufferPool,
+    AsyncDataLoaderConfig, ConfigBuilder, DType, Device, FnDataset, MemoryManager, SampleSpec,
 };
 
-use batchline::testing::conformance;
-use driver::Driver;
-use fake_cuda::{Fake, When, codes};
+use fake_cuda::{Fake, Live};
+
+/// Whether there must be a GPU, and nothing is pretended.
+fn gpu_is_required() -> bool {
+    std::env::var_os("BATCHLINE_REQUIRE_CUDA").is_some()
+}
 
 /// The GPU where one is demanded, else a driver that pretends to have one.
 struct Gpu {
@@ -31,16 +39,22 @@ struct Gpu {
 
 impl Gpu {
     fn new(settings: &str) -> Self {
-        if std::env::var_os("BATCHLINE_REQUIRE_CUDA").is_some() {
-            return Self { fake: None };
-        }
-        // The real one, too, takes ordinary memory for copies that go on after the call.
-        Self { fake: Some(Fake::start(&format!("devices=1,pageable=1,{settings}"))) }
+        Self { fake: (!gpu_is_required()).then(|| start(settings)) }
     }
 
     fn device(&self) -> Device {
         Device::cuda(0).unwrap()
     }
+}
+
+/// The driver that pretends, for tests that steer it. `None` where there is none to steer.
+fn pretended(settings: &str) -> Option<Fake> {
+    (!gpu_is_required() && !no_kernels()).then(|| start(settings))
+}
+
+fn start(settings: &str) -> Fake {
+    // The real one, too, takes ordinary memory for copies that go on after the call.
+    Fake::start(&format!("devices=1,pageable=1,{settings}"))
 }
 
 impl Drop for Gpu {
@@ -55,33 +69,69 @@ impl Drop for Gpu {
     }
 }
 
+/// Nothing was used after it was given back, and nothing is left.
+fn assert_clean(fake: &Fake, what: &str) {
+    assert_eq!(fake.violations(), [""; 0], "{what}");
+    assert_eq!(fake.live(), Live::default(), "left behind: {what}");
+    assert!(fake.left_behind().is_empty(), "{:?} left to the context: {what}", fake.left_behind());
+}
+
 /// Whether there is neither a GPU, as far as is said, nor a C++ compiler to make kernels for the
 /// pretended one.
 fn no_kernels() -> bool {
-    let none = !fake_cuda::KERNELS && std::env::var_os("BATCHLINE_REQUIRE_CUDA").is_none();
+    let none = !fake_cuda::KERNELS && !gpu_is_required();
     if none {
-        // Past the capture of the test harness, so that it is seen.
-        let line = b"skipped: no C++ compiler to make the kernels with\n";
-        let _ = std::io::Write::write_all(&mut std::io::stderr(), line);
+        say("skipped: no C++ compiler to make the kernels with");
     }
     none
 }
 
-/// Runs a test again in a process of its own, where this is true.
-fn in_a_child(test: &str) -> bool {
-    const CHILD: &str = "BATCHLINE_TEST_CHILD";
-    if std::env::var_os(CHILD).is_some() {
-        return true;
+/// Says something past the capture of the test harness, so that it is seen.
+fn say(line: &str) {
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{line}\n").as_bytes());
+}
+
+/// What a process that a test started is to do.
+const TASK: &str = "BATCHLINE_TEST_TASK";
+
+/// More than any test may take in a process of its own.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// The task of this process, if it was started by [`run_child`]. It ends with an error where the
+/// task takes too long.
+fn task() -> Option<String> {
+    let task = std::env::var(TASK).ok()?;
+    let watch = || {
+        std::thread::sleep(LIMIT);
+        say(&format!("no end after {LIMIT:?}"));
+        std::process::abort();
+    };
+    std::thread::Builder::new().name("watchdog".to_owned()).spawn(watch).unwrap();
+    Some(task)
+}
+
+/// Runs a test again in a process of its own, to do this task; the driver is found in this folder
+/// first, if one is named.
+fn run_child(test: &str, task: &str, library_path: Option<&Path>) {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args([test, "--exact", "--nocapture"]).env(TASK, task);
+    if let Some(folder) = library_path {
+        child.env("LD_LIBRARY_PATH", folder);
     }
-    let child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args([test, "--exact", "--nocapture"])
-        .env(CHILD, "1")
-        .output()
-        .unwrap();
+    let child = child.output().unwrap();
     let (out, err) =
         (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
-    assert!(child.status.success(), "{out}{err}");
-    false
+    assert!(child.status.success(), "{task}: {out}{err}");
+    assert!(out.contains("1 passed"), "no test is called {test}: {out}");
+}
+
+/// Runs a test again in a process of its own, where this is true.
+fn in_a_child(test: &str) -> bool {
+    let is_child = task().is_some();
+    if !is_child {
+        run_child(test, "all of it", None);
+    }
+    is_child
 }
 
 /// The suite that every device passes, in different orders of the streams.
@@ -123,344 +173,4 @@ fn eventually(what: &str, condition: impl Fn() -> bool) {
         assert!(began.elapsed() < Duration::from_secs(20), "{what} did not come about");
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// A user's stream is far behind; each batch is bound to it, read by it, and dropped at once.
-#[test]
-fn an_output_is_rewritten_only_behind_the_users_stream() {
-    if no_kernels() {
-        return;
-    }
-    let gpu = Gpu::new("random_latency_us=50");
-    let device = gpu.device();
-    let memory = MemoryManager::new(&device);
-    let driver = Driver::load();
-    // Page-locked memory and streams need a context on this thread: any use of the device makes one.
-    let tensor = memory.upload(&[1u8; 16], &[16]).unwrap();
-    let stream = driver.stream();
-    let config = builder(&memory).prefetch_depth(2).max_held(1).build().unwrap();
-    let loader = AsyncDataLoader::new(numbers(200), config).unwrap();
-    loader.start().unwrap();
-    let gate = driver.hold(stream);
-    let mut read = Vec::new();
-    // As many as there are outputs; the next one has to wait for memory that is still read.
-    for number in 0..3u64 {
-        let batch = loader.get_batch().unwrap().unwrap();
-        let bound = batch.bind(&stream).unwrap();
-        let bytes = driver.page_locked(4 * usize::from(WIDTH));
-        driver.read(stream, bound.input().address, bytes);
-        read.push((number, &*bytes));
-    }
-    // Batches go on: their copies wait on the device, and no host waits.
-    let later = loader.get_batch().unwrap().unwrap();
-    std::thread::sleep(Duration::from_millis(20));
-    assert!(loader.stats().slots > 0);
-    gate.open();
-    assert_eq!(driver.synchronize(stream), 0);
-    for (number, bytes) in read {
-        assert_eq!(bytes, expected(number), "batch {number}, as the user's stream saw it");
-    }
-    assert_eq!(later.input_tensor().to_bytes().unwrap(), expected(3));
-    drop(later);
-    for number in 4..50 {
-        let batch = loader.get_batch().unwrap().unwrap();
-        assert_eq!(batch.input_tensor().to_bytes().unwrap(), expected(number));
-    }
-    assert!(loader.get_batch().unwrap().is_none());
-    drop(tensor);
-}
-
-/// The consumer's own stream, as `get_batch` orders it, needs no binding.
-#[test]
-fn a_device_for_a_users_stream_delivers_in_its_order() {
-    if no_kernels() {
-        return;
-    }
-    let gpu = Gpu::new("random_latency_us=50");
-    let first = gpu.device();
-    let driver = Driver::load();
-    let _context = MemoryManager::new(&first).upload(&[1u8; 16], &[16]).unwrap();
-    let stream = driver.stream();
-    let device = Device::cuda_for(0, stream).unwrap();
-    assert_eq!(device.as_cuda(), Some((0, stream)));
-    let memory = MemoryManager::new(&device);
-    let config = builder(&memory).prefetch_depth(2).max_held(2).build().unwrap();
-    let loader = AsyncDataLoader::new(numbers(200), config).unwrap();
-    loader.start().unwrap();
-    let mut read = Vec::new();
-    let mut number = 0;
-    while let Some(batch) = loader.get_batch().unwrap() {
-        // By way of a binding only for the address: the stream is known already.
-        let bound = batch.bind(&stream).unwrap();
-        let bytes = driver.page_locked(4 * usize::from(WIDTH));
-        driver.read(stream, bound.input().address, bytes);
-        read.push((number, &*bytes));
-        number += 1;
-    }
-    assert_eq!(driver.synchronize(stream), 0);
-    assert_eq!(read.len(), 50);
-    for (number, bytes) in read {
-        assert_eq!(bytes, expected(number), "batch {number}");
-    }
-}
-
-/// A chain of an own operation and a transfer, behind work on a user's stream.
-#[test]
-fn custom_work_is_called_with_the_segments_stream() {
-    if no_kernels() {
-        return;
-    }
-    let gpu = Gpu::new("random_latency_us=50");
-    let device = gpu.device();
-    let memory = MemoryManager::new(&device);
-    let driver = Driver::load();
-    let _context = memory.upload(&[1u8; 16], &[16]).unwrap();
-    let stream = driver.stream();
-    let pool = StagingBufferPool::with_buffer_size(&memory, 1, 1 << 12).unwrap();
-    let commands = CommandBufferPool::new(&memory, 2).unwrap();
-    let target = memory.tensor(&[1 << 12], DType::U8).unwrap();
-    // The target is used by the user's stream, which is held: the copy into it has to wait.
-    let gate = driver.hold(stream);
-    target.bind(&stream).unwrap();
-    let share = target.clone();
-    drop(target);
-    // It counts as used until the last handle goes; a custom operation waits for the user instead.
-    let mut staging = pool.get_buffer().unwrap();
-    staging.as_mut_slice().fill(7);
-    let mut buffer = commands.get_buffer().unwrap();
-    let held = driver.stream();
-    let inner = driver.hold(held);
-    let signal = Arc::new(AtomicU64::new(0));
-    let seen = Arc::clone(&signal);
-    let work = move |custom: CudaCustom| {
-        assert_eq!(custom.writes.len(), 1);
-        seen.store(1, Ordering::SeqCst);
-        Ok(())
-    };
-    buffer.custom(Custom::Cuda(Box::new(work)), &[], &[&share]).unwrap();
-    buffer.upload(staging, &share).unwrap();
-    let submission = buffer.execute().unwrap();
-    assert_eq!(signal.load(Ordering::SeqCst), 1, "custom work is called when it is submitted");
-    submission.wait().unwrap();
-    gate.open();
-    inner.open();
-    assert_eq!(driver.synchronize(stream), 0);
-    assert_eq!(share.to_vec::<u8>().unwrap(), vec![7; 1 << 12]);
-    assert_eq!(pool.stats().available, 1);
-}
-
-/// Custom work that holds our own stream: what comes behind it stays in flight, with its memory.
-#[test]
-fn nothing_is_given_back_before_the_device_is_done() {
-    if no_kernels() {
-        return;
-    }
-    let gpu = Gpu::new("random_latency_us=50");
-    let device = gpu.device();
-    let memory = MemoryManager::new(&device);
-    let pool = StagingBufferPool::with_buffer_size(&memory, 1, 1 << 12).unwrap();
-    let commands = CommandBufferPool::new(&memory, 2).unwrap();
-    let target = memory.tensor(&[1 << 12], DType::U8).unwrap();
-    let mut buffer = commands.get_buffer().unwrap();
-    let (send, gate) = std::sync::mpsc::channel();
-    let work = move |custom: CudaCustom| {
-        let _ = send.send(Driver::load().hold(custom.stream));
-        Ok(())
-    };
-    buffer.custom(Custom::Cuda(Box::new(work)), &[], &[&target]).unwrap();
-    let first = buffer.execute().unwrap();
-    let gate = gate.recv().unwrap();
-    // The copy comes behind the custom work, on another stream.
-    let mut staging = pool.get_buffer().unwrap();
-    staging.as_mut_slice().fill(9);
-    let mut buffer = commands.get_buffer().unwrap();
-    buffer.upload(staging, &target).unwrap();
-    let second = buffer.execute().unwrap();
-    std::thread::sleep(Duration::from_millis(30));
-    assert!(!first.is_done() && !second.is_done());
-    assert!(pool.try_get_buffer().unwrap().is_none(), "the slot is in flight");
-    drop(target);
-    assert_eq!(memory.stats().device_cached, 0, "and so is the tensor's memory");
-    gate.open();
-    first.wait().unwrap();
-    second.wait().unwrap();
-    eventually("the slot's return", || pool.stats().available == 1);
-    eventually("the memory's return", || memory.stats().device_cached > 0);
-}
-
-/// A kernel of the user's reaches for memory that is nobody's. The context is lost for this
-/// process, so this runs in a process of its own.
-#[test]
-fn a_lost_context_is_told_to_everybody() {
-    if no_kernels() {
-        return;
-    }
-    if !in_a_child("a_lost_context_is_told_to_everybody") {
-        return;
-    }
-    let gpu = Gpu::new("");
-    let device = gpu.device();
-    let memory = MemoryManager::new(&device);
-    let config = builder(&memory).prefetch_depth(2).build().unwrap();
-    let loader = AsyncDataLoader::new(numbers(1 << 20), config).unwrap();
-    loader.start().unwrap();
-    let batch = loader.get_batch().unwrap().unwrap();
-    let commands = CommandBufferPool::new(&memory, 1).unwrap();
-    let mut buffer = commands.get_buffer().unwrap();
-    let work = |custom: CudaCustom| {
-        Driver::load().fault(custom.stream);
-        Ok(())
-    };
-    buffer.custom(Custom::Cuda(Box::new(work)), &[batch.input_tensor()], &[]).unwrap();
-    // It may be noticed already when the submission ends.
-    let error = buffer.execute().and_then(|submission| submission.wait()).unwrap_err();
-    assert!(error.is_device_lost(), "{}", error.chain());
-    // Everybody hears of it, now and later.
-    let began = Instant::now();
-    let error = loop {
-        match loader.get_batch() {
-            Ok(Some(_)) => {}
-            Ok(None) => panic!("a lost device is no end of the data"),
-            Err(error) => break error,
-        }
-    };
-    assert!(error.is_device_lost(), "{}", error.chain());
-    assert!(loader.get_batch().unwrap_err().is_device_lost());
-    assert!(matches!(device.check(), Err(Error::DeviceLost { .. })));
-    assert!(memory.tensor(&[16], DType::U8).is_err());
-    assert!(memory.upload(&[1u8], &[1]).is_err());
-    drop(batch);
-    loader.stop().unwrap();
-    assert!(began.elapsed() < Duration::from_secs(10));
-    drop(loader);
-}
-
-/// A small run of the loader, every byte checked: the batches that came.
-fn run(device: &Device) -> Result<u64, Error> {
-    let memory = MemoryManager::new(device);
-    let config = builder(&memory).convert(DType::F32, Conversion::new().normalize(&[1.0], &[2.0]));
-    let loader = AsyncDataLoader::new(numbers(20), config.build()?)?;
-    loader.start()?;
-    let mut number = 0;
-    while let Some(batch) = loader.get_batch()? {
-        let expected: Vec<f32> =
-            expected(number).into_iter().map(|byte| (f32::from(byte) - 1.0) / 2.0).collect();
-        assert_eq!(batch.input_tensor().to_vec::<f32>()?, expected, "batch {number}");
-        number += 1;
-    }
-    loader.stop()?;
-    Ok(number)
-}
-
-/// Each call of the driver fails once, before it did anything, after it did, and for good: an error
-/// that says so or all batches, never a hang, a wrong byte, or memory that is used again too early.
-#[test]
-fn any_call_of_the_driver_may_fail() {
-    if no_kernels() {
-        return;
-    }
-    if std::env::var_os("BATCHLINE_REQUIRE_CUDA").is_some() {
-        return;
-    }
-    let calls = {
-        let fake = Fake::start("devices=1,pageable=1,seed=1");
-        let device = Device::cuda(0).unwrap();
-        assert_eq!(run(&device).unwrap(), 5);
-        drop(device);
-        assert_eq!(fake.violations(), [""; 0]);
-        assert_eq!(fake.live(), fake_cuda::Live::default(), "nothing is left behind");
-        fake.calls(None)
-    };
-    assert!(calls > 100, "{calls} calls");
-    for when in [When::Before, When::After, When::Lose] {
-        for nth in 1..=calls {
-            let fake = Fake::start("devices=1,pageable=1,seed=1,random_latency_us=20");
-            fake.fail(None, nth, codes::UNKNOWN, when);
-            match Device::cuda(0).and_then(|device| run(&device)) {
-                Ok(batches) => assert_eq!(batches, 5, "call {nth} {when:?}"),
-                Err(error) => assert!(
-                    error.is_device_lost() || error.chain().contains("999"),
-                    "call {nth} {when:?}: {}",
-                    error.chain()
-                ),
-            }
-            assert_eq!(fake.violations(), [""; 0], "call {nth} {when:?}");
-        }
-    }
-}
-
-/// What a stranger sees where there is no GPU, no driver, or not the one asked for.
-#[test]
-fn devices_that_are_not_there_are_errors() {
-    if no_kernels() {
-        return;
-    }
-    let gpu = Gpu::new("");
-    let error = Device::cuda(99).unwrap_err().to_string();
-    assert!(error.starts_with("no cuda:99 device: the CUDA driver shows "), "{error}");
-    assert!(matches!(gpu.device().kind(), DeviceKind::Cuda));
-}
-
-/// The driver is asked once in a process, so this has one of its own.
-#[test]
-fn a_driver_without_a_gpu_is_an_error() {
-    if no_kernels() {
-        return;
-    }
-    if std::env::var_os("BATCHLINE_REQUIRE_CUDA").is_some()
-        || !in_a_child("a_driver_without_a_gpu_is_an_error")
-    {
-        return;
-    }
-    let _none = Fake::start("devices=0");
-    let error = Device::cuda(0).unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "no cuda device: the CUDA driver finds no GPU; look at nvidia-smi and CUDA_VISIBLE_DEVICES"
-    );
-    assert!(matches!(Device::list().first(), Some(Found::Missing(_))));
-}
-
-/// The driver is called a few times per batch, and nothing is allocated, pinned or created.
-#[test]
-fn a_steady_state_makes_few_calls() {
-    if no_kernels() {
-        return;
-    }
-    if std::env::var_os("BATCHLINE_REQUIRE_CUDA").is_some() {
-        return;
-    }
-    let fake = Fake::start("devices=1,pageable=1");
-    let device = Device::cuda(0).unwrap();
-    let memory = MemoryManager::new(&device);
-    let loader = AsyncDataLoader::new(numbers(4000), builder(&memory).build().unwrap()).unwrap();
-    loader.start().unwrap();
-    let take = |batches: u64| {
-        for _ in 0..batches {
-            drop(loader.get_batch().unwrap().unwrap());
-        }
-    };
-    take(100);
-    let before = fake.all_calls();
-    take(800);
-    let after = fake.all_calls();
-    let made = |name: &str| {
-        let count =
-            |calls: &std::collections::BTreeMap<String, u64>| calls.get(name).copied().unwrap_or(0);
-        count(&after) - count(&before)
-    };
-    for name in [
-        "cuMemAlloc_v2",
-        "cuMemHostAlloc",
-        "cuMemHostRegister_v2",
-        "cuEventCreate",
-        "cuStreamCreateWithPriority",
-    ] {
-        assert_eq!(made(name), 0, "{name}");
-    }
-    // Looks at events come as often as somebody waits.
-    let looks = made("cuEventQuery") + made("cuCtxGetCurrent");
-    let all: u64 = after.values().sum::<u64>() - before.values().sum::<u64>();
-    let per_batch = (all - looks) as f64 / 800.0;
-    assert!(per_batch <= 8.0, "{per_batch} calls per batch: {after:?}");
 }

@@ -1,5 +1,6 @@
 //! The loader on the host, and on the device that injects faults.
 
+mod cases;
 mod endings;
 mod paths;
 mod properties;
@@ -9,6 +10,8 @@ mod resume;
 mod stream;
 
 use std::time::{Duration, Instant};
+
+use cases::assert_home;
 
 use batchline::testing::{FaultControl, FaultPlan, faulty_device};
 use batchline::{
@@ -70,12 +73,4 @@ fn eventually(what: &str, condition: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "waited for {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// Everything has come home: no memory in use but what was quarantined.
-fn assert_home(memory: &MemoryManager) {
-    eventually("all memory to come home", || {
-        let stats = memory.stats();
-        stats.device_in_use == 0 && stats.staging_in_use == 0
-    });
 }

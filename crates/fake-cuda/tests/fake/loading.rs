@@ -69,9 +69,12 @@ fn a_copy_lacks_the_symbols_that_it_is_to_lack() {
     without(&["cuMemAlloc_v2", "cuInit"], &folder).unwrap();
     // SAFETY: the library's initialisers are Rust's.
     let library = unsafe { Library::new(folder.join("libcuda.so.1")) }.unwrap();
-    for (symbol, there) in
-        [("cuInit", false), ("cuMemAlloc_v2", false), ("cuMemFree_v2", true), ("cuGetErrorName", true)]
-    {
+    for (symbol, there) in [
+        ("cuInit", false),
+        ("cuMemAlloc_v2", false),
+        ("cuMemFree_v2", true),
+        ("cuGetErrorName", true),
+    ] {
         // SAFETY: it is only looked for.
         let found = unsafe { library.get::<Init>(symbol.as_bytes()) };
         assert_eq!(found.is_ok(), there, "{symbol}");

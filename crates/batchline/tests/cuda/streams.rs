@@ -1,0 +1,176 @@
+//! Streams, ours and users': who waits for whom.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use batchline::backend::Custom;
+use batchline::{
+    AsyncDataLoader, CommandBufferPool, CudaCustom, DType, Device, MemoryManager, StagingBufferPool,
+};
+
+use crate::driver::Driver;
+use crate::{Gpu, WIDTH, builder, eventually, expected, no_kernels, numbers};
+
+/// A user's stream is far behind; each batch is bound to it, read by it, and dropped at once.
+#[test]
+fn an_output_is_rewritten_only_behind_the_users_stream() {
+    if no_kernels() {
+        return;
+    }
+    let gpu = Gpu::new("random_latency_us=50");
+    let device = gpu.device();
+    let memory = MemoryManager::new(&device);
+    let driver = Driver::load();
+    // Page-locked memory and streams need a context on this thread: any use of the device makes one.
+    let tensor = memory.upload(&[1u8; 16], &[16]).unwrap();
+    let stream = driver.stream();
+    let config = builder(&memory).prefetch_depth(2).max_held(1).build().unwrap();
+    let loader = AsyncDataLoader::new(numbers(200), config).unwrap();
+    loader.start().unwrap();
+    let gate = driver.hold(stream);
+    let mut read = Vec::new();
+    // As many as there are outputs; the next one has to wait for memory that is still read.
+    for number in 0..3u64 {
+        let batch = loader.get_batch().unwrap().unwrap();
+        let bound = batch.bind(&stream).unwrap();
+        let mut bytes = driver.own_page_locked(4 * usize::from(WIDTH));
+        driver.read(stream, bound.input().address, &mut bytes);
+        read.push((number, bytes));
+    }
+    // Batches go on: their copies wait on the device, and no host waits.
+    let later = loader.get_batch().unwrap().unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(loader.stats().slots > 0);
+    gate.open();
+    assert_eq!(driver.synchronize(stream), 0);
+    for (number, bytes) in read {
+        assert_eq!(*bytes, expected(number), "batch {number}, as the user's stream saw it");
+    }
+    assert_eq!(later.input_tensor().to_bytes().unwrap(), expected(3));
+    drop(later);
+    for number in 4..50 {
+        let batch = loader.get_batch().unwrap().unwrap();
+        assert_eq!(batch.input_tensor().to_bytes().unwrap(), expected(number));
+    }
+    assert!(loader.get_batch().unwrap().is_none());
+    drop(tensor);
+}
+
+/// The consumer's own stream, as `get_batch` orders it, needs no binding.
+#[test]
+fn a_device_for_a_users_stream_delivers_in_its_order() {
+    if no_kernels() {
+        return;
+    }
+    let gpu = Gpu::new("random_latency_us=50");
+    let first = gpu.device();
+    let driver = Driver::load();
+    let _context = MemoryManager::new(&first).upload(&[1u8; 16], &[16]).unwrap();
+    let stream = driver.stream();
+    let device = Device::cuda_for(0, stream).unwrap();
+    assert_eq!(device.as_cuda(), Some((0, stream)));
+    let memory = MemoryManager::new(&device);
+    let config = builder(&memory).prefetch_depth(2).max_held(2).build().unwrap();
+    let loader = AsyncDataLoader::new(numbers(200), config).unwrap();
+    loader.start().unwrap();
+    let mut read = Vec::new();
+    let mut number = 0;
+    while let Some(batch) = loader.get_batch().unwrap() {
+        // By way of a binding only for the address: the stream is known already.
+        let bound = batch.bind(&stream).unwrap();
+        let mut bytes = driver.own_page_locked(4 * usize::from(WIDTH));
+        driver.read(stream, bound.input().address, &mut bytes);
+        read.push((number, bytes));
+        number += 1;
+    }
+    assert_eq!(driver.synchronize(stream), 0);
+    assert_eq!(read.len(), 50);
+    for (number, bytes) in read {
+        assert_eq!(*bytes, expected(number), "batch {number}");
+    }
+}
+
+/// A chain of an own operation and a transfer, behind work on a user's stream.
+#[test]
+fn custom_work_is_called_with_the_segments_stream() {
+    if no_kernels() {
+        return;
+    }
+    let gpu = Gpu::new("random_latency_us=50");
+    let device = gpu.device();
+    let memory = MemoryManager::new(&device);
+    let driver = Driver::load();
+    let _context = memory.upload(&[1u8; 16], &[16]).unwrap();
+    let stream = driver.stream();
+    let pool = StagingBufferPool::with_buffer_size(&memory, 1, 1 << 12).unwrap();
+    let commands = CommandBufferPool::new(&memory, 2).unwrap();
+    let target = memory.tensor(&[1 << 12], DType::U8).unwrap();
+    // The target is used by the user's stream, which is held: the copy into it has to wait.
+    let gate = driver.hold(stream);
+    target.bind(&stream).unwrap();
+    let share = target.clone();
+    drop(target);
+    // It counts as used until the last handle goes; a custom operation waits for the user instead.
+    let mut staging = pool.get_buffer().unwrap();
+    staging.as_mut_slice().fill(7);
+    let mut buffer = commands.get_buffer().unwrap();
+    let held = driver.stream();
+    let inner = driver.hold(held);
+    let signal = Arc::new(AtomicU64::new(0));
+    let seen = Arc::clone(&signal);
+    let work = move |custom: CudaCustom| {
+        assert_eq!(custom.writes.len(), 1);
+        seen.store(1, Ordering::SeqCst);
+        Ok(())
+    };
+    buffer.custom(Custom::Cuda(Box::new(work)), &[], &[&share]).unwrap();
+    buffer.upload(staging, &share).unwrap();
+    let submission = buffer.execute().unwrap();
+    assert_eq!(signal.load(Ordering::SeqCst), 1, "custom work is called when it is submitted");
+    submission.wait().unwrap();
+    gate.open();
+    inner.open();
+    assert_eq!(driver.synchronize(stream), 0);
+    assert_eq!(share.to_vec::<u8>().unwrap(), vec![7; 1 << 12]);
+    assert_eq!(pool.stats().available, 1);
+}
+
+/// Custom work that holds our own stream: what comes behind it stays in flight, with its memory.
+#[test]
+fn nothing_is_given_back_before_the_device_is_done() {
+    if no_kernels() {
+        return;
+    }
+    let gpu = Gpu::new("random_latency_us=50");
+    let device = gpu.device();
+    let memory = MemoryManager::new(&device);
+    let pool = StagingBufferPool::with_buffer_size(&memory, 1, 1 << 12).unwrap();
+    let commands = CommandBufferPool::new(&memory, 2).unwrap();
+    let target = memory.tensor(&[1 << 12], DType::U8).unwrap();
+    let mut buffer = commands.get_buffer().unwrap();
+    let (send, gate) = std::sync::mpsc::channel();
+    let work = move |custom: CudaCustom| {
+        let _ = send.send(Driver::load().hold(custom.stream));
+        Ok(())
+    };
+    buffer.custom(Custom::Cuda(Box::new(work)), &[], &[&target]).unwrap();
+    let first = buffer.execute().unwrap();
+    let gate = gate.recv().unwrap();
+    // The copy comes behind the custom work, on another stream.
+    let mut staging = pool.get_buffer().unwrap();
+    staging.as_mut_slice().fill(9);
+    let mut buffer = commands.get_buffer().unwrap();
+    buffer.upload(staging, &target).unwrap();
+    let second = buffer.execute().unwrap();
+    std::thread::sleep(Duration::from_millis(30));
+    assert!(!first.is_done() && !second.is_done());
+    assert!(pool.try_get_buffer().unwrap().is_none(), "the slot is in flight");
+    drop(target);
+    assert_eq!(memory.stats().device_cached, 0, "and so is the tensor's memory");
+    gate.open();
+    first.wait().unwrap();
+    second.wait().unwrap();
+    eventually("the slot's return", || pool.stats().available == 1);
+    eventually("the memory's return", || memory.stats().device_cached > 0);
+}
