@@ -36,6 +36,13 @@ impl Driver {
         unsafe { CudaStream::from_raw(stream) }
     }
 
+    /// Destroys a stream that nothing uses any more. In a lost context it fails.
+    pub(crate) fn destroy(&self, stream: CudaStream) {
+        let call = self.get::<unsafe extern "C" fn(*mut c_void) -> Code>("cuStreamDestroy_v2");
+        // SAFETY: the stream exists, and no device knows it any more.
+        unsafe { call(stream.as_raw()) };
+    }
+
     pub(crate) fn synchronize(&self, stream: CudaStream) -> Code {
         let call = self.get::<unsafe extern "C" fn(*mut c_void) -> Code>("cuStreamSynchronize");
         // SAFETY: the stream exists.

@@ -5,6 +5,8 @@
 //! real one can be steered: those that begin with [`pretended`].
 
 mod capture;
+#[path = "../loader/cases.rs"]
+mod cases;
 #[cfg(feature = "cudarc")]
 mod cudarc;
 mod dlpack;
@@ -13,8 +15,12 @@ mod failures;
 mod frozen;
 mod gather;
 mod missing;
+mod properties;
 mod steady;
 mod streams;
+#[path = "../endings/threads.rs"]
+#[allow(dead_code, reason = "the test of endings uses all of it")]
+mod threads;
 
 use std::path::Path;
 use std::process::Command;
