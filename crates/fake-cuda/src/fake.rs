@@ -184,6 +184,19 @@ impl Fake {
         self.steer_calls(symbol, 0);
     }
 
+    /// Makes calls that are the test's own: they are not counted, nor held, nor made to fail. What
+    /// loads the driver by its name does so with the function `fake_cuda_spare`.
+    pub fn spared<R>(&self, calls: impl FnOnce() -> R) -> R {
+        type Call = unsafe extern "C" fn(u32) -> u32;
+        let spare: Call = self.symbol("fake_cuda_spare");
+        // SAFETY: a number.
+        let before = unsafe { spare(1) };
+        let result = calls();
+        // SAFETY: a number.
+        unsafe { spare(before) };
+        result
+    }
+
     /// Calls of a symbol, or of all.
     pub fn calls(&self, symbol: Option<&str>) -> u64 {
         let calls = self.all_calls();

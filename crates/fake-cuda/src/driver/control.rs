@@ -8,7 +8,7 @@ use super::memory::Kind;
 use super::rules::{Manner, Rule};
 use super::settings::Settings;
 use super::work::Work;
-use super::{CHANGED, Driver, State, lock, stream};
+use super::{CHANGED, Driver, SPARED, State, lock, stream};
 use crate::arguments::{In, Out};
 
 /// Exports functions that return a number.
@@ -115,6 +115,11 @@ control! {
             driver.held_calls.insert(symbol);
         }
         0
+    }
+
+    /// Spares the calls of this thread, or with 0 not any more. Returns what was so before.
+    fn fake_cuda_spare(spared: u32) -> u32 |_driver| {
+        u32::from(SPARED.replace(spared != 0))
     }
 
     /// Writes as much of an answer in lines of text as there is room for, and returns its length.

@@ -258,3 +258,14 @@ fn calls_wait_inside_while_they_are_held() {
         assert_eq!(call.join().unwrap(), LAUNCH_FAILED);
     });
 }
+
+#[test]
+fn the_tests_own_calls_are_spared() {
+    let cuda = Cuda::new("");
+    let stream = cuda.stream();
+    let before = cuda.fake.calls(None);
+    cuda.fake.fail(Some("cuStreamQuery"), 1, UNKNOWN, When::Before);
+    assert_eq!(cuda.fake.spared(|| cuda.cuStreamQuery(stream)), 0);
+    assert_eq!(cuda.fake.calls(None), before);
+    assert_eq!(cuda.cuStreamQuery(stream), UNKNOWN);
+}
