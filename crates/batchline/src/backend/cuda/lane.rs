@@ -70,7 +70,7 @@ impl Lane {
     }
 
     /// A user's stream.
-    pub(super) fn adopt(stream: driver::Stream) -> Self {
+    fn adopt(stream: driver::Stream) -> Self {
         Self::of(stream, false)
     }
 
@@ -259,7 +259,8 @@ fn behind(stream: driver::Stream) -> driver::Stream {
 #[derive(Debug)]
 pub(super) struct Lanes {
     context: Arc<Context>,
-    own: [Lane; OWN],
+    /// As many as [`OWN`].
+    own: Vec<Lane>,
     users: [OnceLock<Lane>; USERS],
     /// For each lane of a user's a token: more handles to it than this one are uses of the lane.
     /// Locked while a lane is looked for, added, or given to another stream.
@@ -267,9 +268,23 @@ pub(super) struct Lanes {
 }
 
 impl Lanes {
-    pub(super) fn new(context: &Arc<Context>, own: [Lane; OWN]) -> Self {
+    /// Those of a device, the last of which is the consumer's: a user's stream, if there is one.
+    pub(super) fn new(
+        context: &Arc<Context>,
+        entered: &Entered<'_>,
+        consumer: Option<driver::Stream>,
+    ) -> Result<Self> {
         let (context, users, uses) = (Arc::clone(context), Default::default(), Mutex::default());
-        Self { context, own, users, uses }
+        // Where one can't be made, those before it go with it.
+        let mut lanes = Self { context, own: Vec::with_capacity(OWN), users, uses };
+        for number in 1..=OWN {
+            let lane = match consumer.filter(|_| number == OWN) {
+                Some(stream) => Lane::adopt(stream),
+                None => Lane::new(entered)?,
+            };
+            lanes.own.push(lane);
+        }
+        Ok(lanes)
     }
 
     pub(super) fn get(&self, stream: StreamId) -> &Lane {

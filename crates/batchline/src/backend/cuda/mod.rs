@@ -71,7 +71,7 @@ use context::Context;
 use driver::Driver;
 use gather::Copies;
 use kernels::Kernels;
-use lane::{Lane, Lanes};
+use lane::Lanes;
 use memory::{CudaMemory, CudaStaging};
 use registered::CudaRegistered;
 
@@ -111,12 +111,7 @@ impl CudaBackend {
     pub(crate) fn open(ordinal: usize, consumer: Option<CudaStream>) -> Result<Self> {
         let context = Arc::new(Context::open(ordinal)?);
         let entered = context.enter()?;
-        let own = || Lane::new(&entered);
-        let consumer = match consumer {
-            Some(stream) => Lane::adopt(stream.raw()),
-            None => own()?,
-        };
-        let lanes = Lanes::new(&context, [own()?, own()?, own()?, consumer]);
+        let lanes = Lanes::new(&context, &entered, consumer.map(CudaStream::raw))?;
         drop(entered);
         let (kernels, copies) = (Kernels::new(&context), Mutex::default());
         Ok(Self { lanes, kernels, copies, _consumer: None, context })
