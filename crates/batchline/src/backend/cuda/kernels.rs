@@ -209,8 +209,14 @@ impl Loaded {
         let code =
             unsafe { (entered.driver().cuModuleLoadData)(&raw mut module, PTX.as_ptr().cast()) };
         entered.call("loading the kernels (they need compute capability 7.0)", code)?;
-        let fill = find(entered, module, c"batchline_fill_u64")?;
-        let convert = find(entered, module, c"batchline_convert")?;
+        let find = |name| find(entered, module, name);
+        let found =
+            find(c"batchline_fill_u64").and_then(|fill| Ok((fill, find(c"batchline_convert")?)));
+        if found.is_err() {
+            // SAFETY: loaded above, and nothing of it runs.
+            unsafe { (entered.driver().cuModuleUnload)(module) };
+        }
+        let (fill, convert) = found?;
         let (fast, gather, factors) = (Vec::new(), Vec::new(), Vec::new());
         Ok(Self { module, fill, convert, fast, gather, factors })
     }
