@@ -320,7 +320,7 @@ impl CommandBuffer {
     /// and can't wait for other work. A panic of it is the submission's error.
     ///
     /// # Errors
-    /// The device is lost; the completion has been called with that error.
+    /// The device is lost, or refused the work; the completion gets that error too.
     pub fn execute_async(
         self,
         completion: impl FnOnce(Result<()>) + Send + 'static,

@@ -14,10 +14,32 @@ pub(crate) struct Driver(Library);
 
 pub(crate) type Code = u32;
 
+/// See [`Driver::own`].
+struct Own<'d>(Option<(u32, Symbol<'d, unsafe extern "C" fn(u32) -> u32>)>);
+
+impl Drop for Own<'_> {
+    fn drop(&mut self) {
+        if let Some((before, spare)) = &self.0 {
+            // SAFETY: a number.
+            unsafe { spare(*before) };
+        }
+    }
+}
+
 impl Driver {
     pub(crate) fn load() -> Self {
         // SAFETY: batchline has loaded it before.
         Self(unsafe { Library::new("libcuda.so.1") }.unwrap())
+    }
+
+    /// While it is there, this thread's calls are the test's own to a driver that pretends: it
+    /// neither counts them nor makes them fail.
+    fn own(&self) -> Own<'_> {
+        // SAFETY: the signature is that of the fake; a real driver has no such function.
+        let spare = unsafe { self.0.get::<unsafe extern "C" fn(u32) -> u32>(b"fake_cuda_spare") };
+        // SAFETY: a number.
+        let spare = spare.ok().map(|spare| (unsafe { spare(1) }, spare));
+        Own(spare)
     }
 
     fn get<F>(&self, name: &str) -> Symbol<'_, F> {
@@ -27,6 +49,7 @@ impl Driver {
 
     /// A stream that does not wait for the default one.
     pub(crate) fn stream(&self) -> CudaStream {
+        let _own = self.own();
         let create =
             self.get::<unsafe extern "C" fn(*mut *mut c_void, u32) -> Code>("cuStreamCreate");
         let mut stream = std::ptr::null_mut();
@@ -38,12 +61,14 @@ impl Driver {
 
     /// Destroys a stream that nothing uses any more. In a lost context it fails.
     pub(crate) fn destroy(&self, stream: CudaStream) {
+        let _own = self.own();
         let call = self.get::<unsafe extern "C" fn(*mut c_void) -> Code>("cuStreamDestroy_v2");
         // SAFETY: the stream exists, and no device knows it any more.
         unsafe { call(stream.as_raw()) };
     }
 
     pub(crate) fn synchronize(&self, stream: CudaStream) -> Code {
+        let _own = self.own();
         let call = self.get::<unsafe extern "C" fn(*mut c_void) -> Code>("cuStreamSynchronize");
         // SAFETY: the stream exists.
         unsafe { call(stream.as_raw()) }
@@ -51,6 +76,7 @@ impl Driver {
 
     /// Holds a stream back until the gate is opened.
     pub(crate) fn hold(&self, stream: CudaStream) -> Gate {
+        let _own = self.own();
         extern "C" fn wait(gate: *mut c_void) {
             // SAFETY: the box that was given to this one call.
             let gate = unsafe { Box::from_raw(gate.cast::<Receiver<()>>()) };
@@ -80,6 +106,7 @@ impl Driver {
     }
 
     fn begin_capture_as(&self, stream: CudaStream, mode: u32) {
+        let _own = self.own();
         let begin =
             self.get::<unsafe extern "C" fn(*mut c_void, u32) -> Code>("cuStreamBeginCapture_v2");
         // SAFETY: the stream exists.
@@ -88,6 +115,7 @@ impl Driver {
 
     /// Ends the recording; 0 unless something broke it.
     pub(crate) fn end_capture(&self, stream: CudaStream) -> Code {
+        let _own = self.own();
         let end = self.get::<unsafe extern "C" fn(*mut c_void, *mut *mut c_void) -> Code>(
             "cuStreamEndCapture",
         );
@@ -103,6 +131,7 @@ impl Driver {
 
     /// As [`read`](Self::read), where it may fail.
     pub(crate) fn try_read(&self, stream: CudaStream, address: u64, bytes: &mut [u8]) -> Code {
+        let _own = self.own();
         let call = self.get::<unsafe extern "C" fn(*mut c_void, u64, usize, *mut c_void) -> Code>(
             "cuMemcpyDtoHAsync_v2",
         );
@@ -120,17 +149,19 @@ impl Driver {
 
     /// Page-locked memory that is freed.
     pub(crate) fn own_page_locked(&self, len: usize) -> PageLocked {
+        let _own = self.own();
         let call = self
             .get::<unsafe extern "C" fn(*mut *mut c_void, usize, u32) -> Code>("cuMemHostAlloc");
         let mut start = std::ptr::null_mut();
         // SAFETY: a place for the answer.
         assert_eq!(unsafe { call(&raw mut start, len, 1) }, 0);
-        PageLocked { start: start.cast(), len }
+        PageLocked { start: start.cast(), len, context: self.current() }
     }
 
     /// Takes a part in a device's primary context, as a program does that uses CUDA itself, and
     /// makes it current to this thread.
     pub(crate) fn retain(&self, device: c_int) -> Retained {
+        let _own = self.own();
         let call = self.get::<unsafe extern "C" fn(*mut *mut c_void, c_int) -> Code>(
             "cuDevicePrimaryCtxRetain",
         );
@@ -144,6 +175,7 @@ impl Driver {
 
     /// Makes a context current to this thread; 0 for none.
     pub(crate) fn make_current(&self, context: usize) {
+        let _own = self.own();
         let call = self.get::<unsafe extern "C" fn(*mut c_void) -> Code>("cuCtxSetCurrent");
         // SAFETY: a context that is retained.
         assert_eq!(unsafe { call(context as *mut c_void) }, 0);
@@ -151,6 +183,7 @@ impl Driver {
 
     /// The context that is current to this thread, or 0.
     pub(crate) fn current(&self) -> usize {
+        let _own = self.own();
         let call = self.get::<unsafe extern "C" fn(*mut *mut c_void) -> Code>("cuCtxGetCurrent");
         let mut context = std::ptr::null_mut();
         // SAFETY: a place for the answer.
@@ -160,6 +193,7 @@ impl Driver {
 
     /// Enqueues a kernel that makes the context unusable.
     pub(crate) fn fault(&self, stream: CudaStream) {
+        let _own = self.own();
         // A store to an address that belongs to nobody.
         const PTX: &str = "
 .version 6.0
@@ -206,7 +240,7 @@ impl Driver {
     }
 }
 
-/// A part in a primary context. It may go before this: then it is not called any more.
+/// A part in a primary context, which stays as long as this does.
 pub(crate) struct Retained {
     device: c_int,
     pub(crate) context: usize,
@@ -215,6 +249,7 @@ pub(crate) struct Retained {
 impl Drop for Retained {
     fn drop(&mut self) {
         let driver = Driver::load();
+        let _own = driver.own();
         let call =
             driver.get::<unsafe extern "C" fn(c_int) -> Code>("cuDevicePrimaryCtxRelease_v2");
         // SAFETY: retained once.
@@ -226,7 +261,11 @@ impl Drop for Retained {
 pub(crate) struct PageLocked {
     start: *mut u8,
     len: usize,
+    context: usize,
 }
+
+// SAFETY: plain memory that is owned.
+unsafe impl Send for PageLocked {}
 
 impl Deref for PageLocked {
     type Target = [u8];
@@ -247,9 +286,14 @@ impl DerefMut for PageLocked {
 impl Drop for PageLocked {
     fn drop(&mut self) {
         let driver = Driver::load();
+        let _own = driver.own();
         let call = driver.get::<unsafe extern "C" fn(*mut c_void) -> Code>("cuMemFreeHost");
+        // Any thread may drop it.
+        let before = driver.current();
+        driver.make_current(self.context);
         // SAFETY: allocated, and used by nothing any more. In a lost context it fails.
         unsafe { call(self.start.cast()) };
+        driver.make_current(before);
     }
 }
 
