@@ -47,7 +47,7 @@ BREAKS = [
      "loader", "a_slot_is_free_only_when_its_transfer_is_over"),
     (3, "memory of an unknown state is used again", "command/execute.rs",
      "(Progress::Quarantined(error.clone()), Err(error))",
-     "(Progress::Refused(error.clone()), Err(error))",
+     "(Progress::Refused(error.clone(), ends), Err(error))",
      "loader", "what_may_have_reached_the_device_is_quarantined"),
     (4, "an operation in flight does not hold its memory", "memory/storage.rs",
      "self.0.parts.lock().holds += 1;\n        Hold(Arc::clone(&self.0))",

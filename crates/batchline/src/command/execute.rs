@@ -32,12 +32,14 @@ pub(crate) fn execute(device: &Device, mut work: Work) -> Result<Submission> {
         record.finish(Err(error.clone()), false);
         return Err(error);
     }
+    // The last segment on each stream.
+    let mut ends = Fences::new();
     let outcome = {
         let mut work = record.work.lock();
-        let enqueue = |parts: Parts<'_>| enqueue(device, &mut submit.state, parts);
+        let enqueue = |parts: Parts<'_>| enqueue(device, &mut submit.state, parts, &mut ends);
         let enqueue = AssertUnwindSafe(|| match &mut *work {
             Some(work) => work.commands.with(enqueue),
-            None => Ok(Fences::new()),
+            None => Ok(()),
         });
         // A driver that panics leaves it open what it has done.
         catch_unwind(enqueue).unwrap_or_else(|panic| {
@@ -51,9 +53,9 @@ pub(crate) fn execute(device: &Device, mut work: Work) -> Result<Submission> {
     }
     drop(submit);
     let (progress, result) = match outcome {
-        Ok(fences) => (Progress::InFlight(fences), Ok(Submission::new(Arc::clone(&record)))),
+        Ok(()) => (Progress::InFlight(ends), Ok(Submission::new(Arc::clone(&record)))),
         Err(SubmitError { error, enqueued: false }) => {
-            (Progress::Refused(error.clone()), core.health().notice(Err(error)))
+            (Progress::Refused(error.clone(), ends), core.health().notice(Err(error)))
         }
         Err(SubmitError { error, enqueued: true }) => {
             core.health().tell_lost();
@@ -65,19 +67,20 @@ pub(crate) fn execute(device: &Device, mut work: Work) -> Result<Submission> {
     result
 }
 
-/// Makes segments of the operations and submits each; returns the fences that end them all.
+/// Makes segments of the operations and submits each; `ends` are the fences that end those that
+/// were.
 fn enqueue(
     device: &Device,
     submit: &mut SubmitState,
     Parts { operations, slots, mut kept }: Parts<'_>,
-) -> Result<Fences, SubmitError> {
+    ends: &mut Fences,
+) -> Result<(), SubmitError> {
     for span in operations.iter().flat_map(Operation::writes) {
         if span.block().usage.lock().views > 0 {
             return Err(Error::Borrowed { what: "a tensor".to_owned() }.into());
         }
     }
     let backend = device.core().backend();
-    let mut ends = Fences::new();
     let mut rest = operations;
     while let Some(first) = rest.first() {
         let stream = backend.stream_of(first.kind());
@@ -90,17 +93,13 @@ fn enqueue(
         let commands = &mut run.iter_mut().map(|operation| operation.command(slots));
         let segment = Segment { fence, after: &after, commands, kept: kept.first() };
         kept = kept.get(len..).unwrap_or_default();
-        backend.submit(segment).map_err(|mut error| {
-            // What is enqueued of this record already can't be called back.
-            error.enqueued |= !ends.is_empty();
-            error
-        })?;
+        backend.submit(segment)?;
         submit.last[usize::from(stream)] = fence.value;
         note(run, fence);
         ends.retain(|end| end.stream != stream);
         ends.push(fence);
     }
-    Ok(ends)
+    Ok(())
 }
 
 /// The fences of other streams that the operations must come after.

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{JoinHandle, ThreadId};
 
-use super::submission::{Progress, Record, Work};
+use super::submission::{Fences, Progress, Record, Work};
 use crate::device::Health;
 use crate::sync::{Condvar, Mutex, spawn_named};
 use crate::{Error, Result};
@@ -159,14 +159,15 @@ impl Queue {
 
 /// Waits for a record and ends it.
 fn finish(record: &Record, health: &Health) {
+    // A fence of a lost device proves nothing, so the memory is given up.
+    let wait = |fences: Fences| fences.into_iter().try_for_each(|fence| health.wait(fence));
     match record.progress() {
         Progress::InFlight(fences) => {
-            let outcome = fences.into_iter().try_for_each(|fence| health.wait(fence));
-            // A fence of a lost device proves nothing, so the memory is given up.
+            let outcome = wait(fences);
             let quarantine = outcome.is_err();
             record.finish(outcome, quarantine);
         }
-        Progress::Refused(error) => record.finish(Err(error), false),
+        Progress::Refused(error, fences) => record.finish(Err(error), wait(fences).is_err()),
         Progress::Quarantined(error) => record.finish(Err(error), true),
         Progress::Recorded | Progress::Done(_) => {
             unreachable!("`next` gives records that are submitted and not done")

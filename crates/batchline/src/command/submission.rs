@@ -79,8 +79,8 @@ pub(crate) enum Progress {
     Recorded,
     /// The device works on it until all these fences have passed.
     InFlight(Fences),
-    /// It never reached the device.
-    Refused(Error),
+    /// It did not reach the device, but for segments that these fences end.
+    Refused(Error, Fences),
     /// Part of it may have reached the device, which can't be known: its memory is given up.
     Quarantined(Error),
     /// Everything is over and the memory is home, or given up.
