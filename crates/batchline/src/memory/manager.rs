@@ -192,7 +192,9 @@ impl MemoryManager {
 
     pub(crate) fn block(&self, bytes: u64, patience: Patience) -> Result<DeviceLease> {
         let core = self.device().core();
-        self.shared.blocks.lend(bytes, 0, patience, |capacity| DeviceBlock::new(core, capacity))
+        let shelf = &self.shared.blocks;
+        let lend = || shelf.lend(bytes, 0, patience, |capacity| DeviceBlock::new(core, capacity));
+        or_after_trimming(lend, || shelf.trim())
     }
 
     pub(crate) fn staging(
@@ -203,7 +205,8 @@ impl MemoryManager {
     ) -> Result<StagingLease> {
         let core = self.device().core();
         let make = |capacity| StagingBlock::new(core, capacity, direction);
-        self.shared.staging.lend(bytes, direction as u8, patience, make)
+        let shelf = &self.shared.staging;
+        or_after_trimming(|| shelf.lend(bytes, direction as u8, patience, make), || shelf.trim())
     }
 
     /// Counts memory of others as page-locked.
@@ -224,5 +227,13 @@ impl MemoryManager {
         const GOOD: u64 = 4 << 20;
         let most = (self.shared.staging.limit() / 4).min(self.device().info().max_allocation);
         GOOD.min(most).max(256) & !255
+    }
+}
+
+/// Where the device has less than the limits say, what is kept to be used again makes room.
+fn or_after_trimming<L>(lend: impl Fn() -> Result<L>, trim: impl FnOnce() -> u64) -> Result<L> {
+    match lend() {
+        Err(Error::Device { .. }) if trim() > 0 => lend(),
+        other => other,
     }
 }
