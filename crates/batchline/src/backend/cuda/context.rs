@@ -223,14 +223,15 @@ impl Context {
             | code::INVALID_VALUE
             | code::NOT_PERMITTED
             | code::NOT_SUPPORTED
-            | code::CAPTURE_UNSUPPORTED..=code::CAPTURE_WRONG_THREAD
-            | code::INVALID_PTX
-            | code::UNSUPPORTED_PTX_VERSION => Err(self.refused(operation, code)),
+            | code::CAPTURE_UNSUPPORTED..=code::CAPTURE_WRONG_THREAD => {
+                Err(self.refused(operation, code))
+            }
             _ => Err(self.lose(format!("{operation}: {}", self.driver.text(code)))),
         }
     }
 
-    /// An error of a call that did nothing.
+    /// An error of a call that did nothing, whatever the code says. If there is more to it, the next
+    /// call tells.
     pub(super) fn refused(&self, operation: &'static str, code: Code) -> Error {
         let (device, source) = (self.info.name.clone(), self.driver.cause(code));
         Error::Device { device, operation, source }

@@ -308,6 +308,7 @@ pub(super) mod code {
     pub(in super::super) const STUB_LIBRARY: Code = 34;
     pub(in super::super) const NO_DEVICE: Code = 100;
     pub(in super::super) const INVALID_DEVICE: Code = 101;
+    pub(in super::super) const NO_BINARY_FOR_GPU: Code = 209;
     pub(in super::super) const INVALID_PTX: Code = 218;
     pub(in super::super) const UNSUPPORTED_PTX_VERSION: Code = 222;
     pub(in super::super) const INVALID_HANDLE: Code = 400;
@@ -343,10 +344,20 @@ impl Driver {
             remedy: remedy.to_owned(),
         };
         // SAFETY: the driver's library runs no more than its own initialisers.
-        let open = |name: &&str| unsafe { libloading::Library::new(name) }.ok();
-        let library = names.iter().find_map(open).ok_or_else(|| {
-            let reason = format!("no CUDA driver ({} not found)", names[0]);
-            missing(reason, "install the NVIDIA driver, or use another device")
+        let open = |name: &str| unsafe { libloading::Library::new(name) };
+        let library = open(names[0]).or_else(|error| {
+            let other = names[1..].iter().find_map(|name| open(name).ok());
+            other.ok_or_else(|| {
+                let text = error.to_string();
+                // What is there may be broken, or lack another library, which is then named.
+                let absent = text.contains(names[0]) && text.contains("No such file");
+                let reason = if absent || !cfg!(target_os = "linux") {
+                    format!("no CUDA driver ({} not found)", names[0])
+                } else {
+                    format!("the CUDA driver cannot be loaded: {text}")
+                };
+                missing(reason, "install the NVIDIA driver, or use another device")
+            })
         })?;
         let mut driver = Self::resolve(library).map_err(|problem| {
             missing(format!("the CUDA driver is too old: {problem}"), "update the NVIDIA driver")
@@ -392,9 +403,17 @@ impl Driver {
         }
     }
 
-    /// The error that a call ended with, as a cause.
+    /// The error that a call ended with, as a cause, with what to do about it.
     pub(super) fn cause(&self, code: Code) -> Arc<DriverError> {
-        Arc::new(DriverError(self.text(code)))
+        let remedy = match code {
+            code::OUT_OF_MEMORY => {
+                "; see with nvidia-smi who holds memory, or make batches or limits smaller"
+            }
+            code::UNSUPPORTED_PTX_VERSION => "; update the NVIDIA driver",
+            code::INVALID_PTX | code::NO_BINARY_FOR_GPU => "; load without converting, or use wgpu",
+            _ => "",
+        };
+        Arc::new(DriverError(self.text(code) + remedy))
     }
 
     /// The CUDA version that the driver supports, as `major.minor`.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use smallvec::{SmallVec, smallvec};
 
 use super::context::{Context, Entered};
-use super::driver::{self, Address, Function};
+use super::driver::{self, Address, Function, code};
 use super::memory::CudaMemory;
 use crate::backend::{ChannelOrder, ConvertSpec, MAX_PARTS};
 use crate::sync::Mutex;
@@ -208,7 +208,10 @@ impl Loaded {
         // SAFETY: the text ends with a zero.
         let code =
             unsafe { (entered.driver().cuModuleLoadData)(&raw mut module, PTX.as_ptr().cast()) };
-        entered.call("loading the kernels (they need compute capability 7.0)", code)?;
+        if code != code::SUCCESS {
+            const WHAT: &str = "loading the kernels (they need compute capability 7.0)";
+            return Err(entered.context.refused(WHAT, code));
+        }
         let find = |name| find(entered, module, name);
         let found =
             find(c"batchline_fill_u64").and_then(|fill| Ok((fill, find(c"batchline_convert")?)));

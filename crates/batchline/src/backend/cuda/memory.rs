@@ -97,10 +97,8 @@ impl CudaStaging {
     pub(super) fn new(context: &Arc<Context>, bytes: u64) -> Result<Self> {
         const WHAT: &str = "allocating page-locked memory";
         let len = usize::try_from(bytes).map_err(|_| Error::Overflow { what: WHAT.to_owned() })?;
-        match Self::register(context, len) {
-            Ok(Some(staging)) => return Ok(staging),
-            Ok(None) => {}
-            Err(error) => return Err(error),
+        if let Some(staging) = Self::register(context, len)? {
+            return Ok(staging);
         }
         let entered = context.enter()?;
         let mut start: *mut c_void = std::ptr::null_mut();
