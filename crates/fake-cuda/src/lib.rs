@@ -66,7 +66,8 @@
 //! page-locked or out of bounds; memory of another device; handles that were destroyed; calls in a
 //! destroyed context; a context that is destroyed with work queued, or released too often; a graph
 //! that is destroyed while its work is queued, or launched though its memory was freed or its
-//! kernels unloaded; a stream that is destroyed while it is captured.
+//! kernels unloaded; a stream that is destroyed while it is captured. A child of a fork that calls
+//! it is ended.
 //! Freed memory is full of 0xDB, new memory of 0xCD. Of registered memory a kernel is taken to read
 //! the piece that a parameter points to and all that follow it without a gap.
 //!

@@ -289,8 +289,15 @@ thread_local! {
     static SPARED: Cell<bool> = const { Cell::new(false) };
 }
 
+/// The process that loaded the library.
+static PROCESS: LazyLock<u32> = LazyLock::new(std::process::id);
+
 /// Runs a call.
 fn enter(symbol: &'static str, need: Need, call: impl FnOnce(&mut Driver) -> Result<()>) -> u32 {
+    if *PROCESS != std::process::id() {
+        eprintln!("fake-cuda: {symbol} was called in a forked child");
+        std::process::abort();
+    }
     let context = CONTEXTS.with_borrow(|contexts| contexts.last().copied().unwrap_or(0));
     let mut driver = Driver { state: Some(lock()), context };
     let mut failure = None;
