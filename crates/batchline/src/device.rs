@@ -114,6 +114,7 @@ impl Device {
             core: Arc::new(DeviceCore {
                 health: Arc::new(Health {
                     backend: Arc::clone(&backend),
+                    process: std::process::id(),
                     lost: OnceLock::new(),
                     passed: Default::default(),
                     listeners: Mutex::new(Vec::new()),
@@ -253,10 +254,15 @@ pub(crate) struct SubmitState {
     pub(crate) last: [u64; MAX_STREAMS],
 }
 
+/// Why a device can't be used in a child of the process that opened it.
+pub(crate) const FORKED: &str = "it was opened before this process was forked";
+
 /// The part of a device that the reaper's thread needs, so that the thread does not keep the
 /// device itself alive.
 pub(crate) struct Health {
     pub(crate) backend: Arc<dyn Backend>,
+    /// The process that opened the device.
+    process: u32,
     /// Set once. A level, not a message: who asks later gets it too.
     lost: OnceLock<Error>,
     /// By stream, the highest number known to have passed.
@@ -266,7 +272,18 @@ pub(crate) struct Health {
 
 impl Health {
     pub(crate) fn check(&self) -> Result<()> {
-        self.lost.get().map_or(Ok(()), |error| Err(error.clone()))
+        let check = || self.lost.get().map_or(Ok(()), |error| Err(error.clone()));
+        self.check_process().and_then(|()| check())
+    }
+
+    /// A child of the process that opened the device has none of its threads, and no right to its
+    /// driver: whoever would wait there is told so.
+    pub(crate) fn check_process(&self) -> Result<()> {
+        if std::process::id() == self.process {
+            return Ok(());
+        }
+        let device = self.backend.info().name.clone();
+        Err(Error::DeviceLost { device, reason: FORKED.to_owned() })
     }
 
     /// Declares the device lost and wakes everybody who waits for it.
@@ -289,7 +306,7 @@ impl Health {
 
     /// Wakes everybody who waits for a device that was declared lost.
     pub(crate) fn tell_lost(&self) {
-        let Some(error) = self.lost.get() else { return };
+        let Some(error) = self.lost.get().filter(|_| self.check_process().is_ok()) else { return };
         let listeners: Vec<_> = self.listeners.lock().drain(..).collect();
         for listener in listeners.iter().filter_map(Weak::upgrade) {
             listener.device_lost(error);
@@ -349,9 +366,11 @@ impl DeviceCore {
     }
 
     /// How long the calling thread may wait for something in flight: not at all on the reaper's
-    /// own thread, where completions run, as it is the reaper that brings everything home.
+    /// own thread, where completions run, as it is the reaper that brings everything home, nor in a
+    /// process that has none.
     pub(crate) fn patience(&self, asked: Patience) -> Patience {
-        if self.reaper.is_current() { Patience::None } else { asked }
+        let in_vain = self.health.check_process().is_err() || self.reaper.is_current();
+        if in_vain { Patience::None } else { asked }
     }
 
     /// Whether a fence has passed. Asks the device, and does not wait for it. A backend may run

@@ -110,6 +110,7 @@ impl CommandBufferPool {
     }
 
     fn get(&self, patience: Patience) -> Result<CommandBuffer> {
+        self.device().check()?;
         let patience = self.device().core().patience(patience);
         let recorder = self.inner.pool.acquire(patience, || Ok(Recorder::default()))?;
         Ok(CommandBuffer::new(recorder, self.inner.memory.clone()))

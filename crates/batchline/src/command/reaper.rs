@@ -18,6 +18,8 @@ const SPENT: usize = 64;
 pub(crate) struct Reaper {
     queue: Arc<Queue>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// The process that has the thread, and not a child of it.
+    process: u32,
 }
 
 struct Queue {
@@ -36,7 +38,8 @@ struct State {
 
 impl Reaper {
     pub(crate) fn new() -> Self {
-        Self { queue: Arc::new(Queue::new()), thread: Mutex::new(None) }
+        let process = std::process::id();
+        Self { queue: Arc::new(Queue::new()), thread: Mutex::new(None), process }
     }
 
     /// A record of this work: a spent one that nobody has a handle to, else a new one.
@@ -85,6 +88,10 @@ impl Reaper {
 impl Drop for Reaper {
     /// Records own handles to their device, so none is left when the device's last handle goes.
     fn drop(&mut self) {
+        if self.process != std::process::id() {
+            std::mem::forget(self.thread.lock().take());
+            return;
+        }
         self.queue.close();
         if let Some(thread) = self.thread.lock().take() {
             // The last handle may go with the last record, on the reaper itself; it is then about

@@ -42,6 +42,8 @@ pub(crate) struct Record {
     pub(crate) work: Mutex<Option<Work>>,
     /// The thread that completes records: waiting for one there would never end.
     reaper: Mutex<Option<std::thread::ThreadId>>,
+    /// The process that has this thread, and not a child of it.
+    process: u32,
 }
 
 /// What a record owns until it is done.
@@ -94,6 +96,7 @@ impl Record {
             done: Condvar::new(),
             work: Mutex::new(Some(work)),
             reaper: Mutex::new(None),
+            process: std::process::id(),
         })
     }
 
@@ -257,6 +260,12 @@ impl Submission {
         loop {
             if let Progress::Done(result) = &state.progress {
                 return Some(result.clone());
+            }
+            if self.record.process != std::process::id() {
+                return Some(Err(Error::record(
+                    "a wait",
+                    "it was submitted before this process was forked",
+                )));
             }
             if self.record.on_reaper() {
                 let problem = "a completion cannot wait for other work: it would wait for itself";

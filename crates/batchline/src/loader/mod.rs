@@ -146,6 +146,7 @@ impl AsyncDataLoader {
     /// [`Error::Lifecycle`]: it is started already, or a pull source has not returned from a call
     /// since it was stopped; the buffers can't be allocated; the device is lost.
     pub fn start(&self) -> Result<()> {
+        self.check_process()?;
         let _changing = self.changing.lock();
         let life = self.life.lock();
         if life.started {
@@ -215,6 +216,7 @@ impl AsyncDataLoader {
     /// [`Error::Detached`]: a source did not return within `stop_timeout`; [`Error::Timeout`]: the
     /// device did not finish a transfer in that time. Everything else is stopped all the same.
     pub fn stop(&self) -> Result<()> {
+        self.check_process()?;
         let _changing = self.changing.lock();
         let mut life = self.life.lock();
         life.started = false;
@@ -364,7 +366,13 @@ impl AsyncDataLoader {
         &self.config.memory
     }
 
+    /// A child of the process that made the loader has none of its threads.
+    fn check_process(&self) -> Result<()> {
+        self.config.memory.device().core().health().check_process()
+    }
+
     fn pipeline(&self) -> Result<Arc<Pipeline>> {
+        self.check_process()?;
         let life = self.life.lock();
         life.current.clone().ok_or(Error::Lifecycle {
             state: "not started",

@@ -145,6 +145,7 @@ impl StagingBufferPool {
 
     fn get(&self, patience: Patience) -> Result<StagingBuffer> {
         let Inner { pool, memory, buffer_size, .. } = &*self.inner;
+        self.device().check()?;
         let patience = self.device().core().patience(patience);
         let make = || memory.staging(*buffer_size, Direction::Upload, Patience::None);
         Ok(StagingBuffer::new(pool.acquire(patience, make)?, memory.device().clone()))
@@ -190,6 +191,7 @@ impl StagingBufferPool {
     /// The device is lost. What a transfer failed with, its own [`Transfer`](super::Transfer)
     /// tells.
     pub fn wait_for_transfer_completion(&self) -> Result<()> {
+        self.device().check()?;
         let patience = self.device().core().patience(Patience::Forever);
         if !self.inner.pool.wait_landed(patience) {
             let problem = "a completion cannot wait for other work: it would wait for itself";

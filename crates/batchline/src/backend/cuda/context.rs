@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use super::driver::{self, Code, DeviceId, Driver, code};
 use crate::backend::{DeviceInfo, DeviceKind};
+use crate::device::FORKED;
 use crate::{Error, Result, sync};
 
 // Of `CUdevice_attribute`.
@@ -202,8 +203,7 @@ impl Context {
         if self.is_forked() {
             return Err(Error::DeviceLost {
                 device: self.info.name.clone(),
-                reason: "CUDA cannot be used in a forked child; open the device after the fork"
-                    .to_owned(),
+                reason: FORKED.to_owned(),
             });
         }
         Ok(())

@@ -64,6 +64,8 @@ macro_rules! entry_points {
             $(#[doc = $about] pub(super) $field: Option<$Group>,)*
             /// Copies in one call, where the driver has that.
             pub(super) batch: Option<BatchCopy>,
+            /// The process that started the driver. A child of it can't use it.
+            process: u32,
             /// Keeps the library loaded.
             _library: libloading::Library,
         }
@@ -75,6 +77,7 @@ macro_rules! entry_points {
                     $($name: entry_point!(library, $name),)*
                     $($field: $Group::resolve(&library).ok(),)*
                     batch: None,
+                    process: std::process::id(),
                     _library: library,
                 })
             }
@@ -328,7 +331,15 @@ impl Driver {
     /// [`Error::NoDevice`] says what is missing.
     pub(super) fn get() -> Result<&'static Self> {
         static DRIVER: OnceLock<Result<Driver>> = OnceLock::new();
-        DRIVER.get_or_init(Self::load).as_ref().map_err(Error::clone)
+        let driver = DRIVER.get_or_init(Self::load).as_ref().map_err(Error::clone)?;
+        if driver.process != std::process::id() {
+            return Err(Error::NoDevice {
+                wanted: "cuda".to_owned(),
+                reason: "CUDA was in use when this process was forked".to_owned(),
+                remedy: "fork before the first use of CUDA, or start a new program".to_owned(),
+            });
+        }
+        Ok(driver)
     }
 
     fn load() -> Result<Self> {
