@@ -23,6 +23,7 @@ unsafe_files=(
     "crates/batchline/src/backend/cuda/queue.rs: takes a raw stream on a promise"
     "crates/batchline/src/backend/cuda/registered.rs: registers memory with the driver"
     "crates/batchline/tests/cuda/driver.rs: calls the driver, as a user does"
+    "crates/batchline/tests/cuda/fork.rs: forks"
     "crates/batchline/src/backend/host/execute.rs: commands name memory by address"
     "crates/batchline/src/backend/host/registered.rs: promises that memory is readable"
     "crates/batchline/src/backend/host/memory.rs: allocates and frees"

@@ -13,6 +13,8 @@ mod cudarc;
 mod dlpack;
 mod driver;
 mod failures;
+#[cfg(unix)]
+mod fork;
 mod frozen;
 mod gather;
 mod missing;
