@@ -19,6 +19,7 @@ mod frozen;
 mod gather;
 mod missing;
 mod properties;
+mod several;
 mod steady;
 mod streams;
 #[path = "../endings/threads.rs"]
