@@ -52,7 +52,17 @@ struct Marks {
 impl Lane {
     /// A stream of our own.
     pub(super) fn new(entered: &Entered<'_>) -> Result<Self> {
-        let lane = Self::of(new_stream(entered)?, true);
+        Self::of(entered, new_stream(entered)?, true)
+    }
+
+    /// A user's stream.
+    fn adopt(entered: &Entered<'_>, stream: driver::Stream) -> Result<Self> {
+        Self::of(entered, stream, false)
+    }
+
+    fn of(entered: &Entered<'_>, stream: driver::Stream, owned: bool) -> Result<Self> {
+        let (stream, marks) = (AtomicPtr::new(stream.0), Mutex::new(Marks::default()));
+        let lane = Self { stream, owned, marks, passed: AtomicU64::new(0) };
         if let Err(error) = lane.stock(entered) {
             lane.close(entered);
             return Err(error);
@@ -67,16 +77,6 @@ impl Lane {
             marks.spare.push(new_event(entered)?);
         }
         Ok(())
-    }
-
-    /// A user's stream.
-    fn adopt(stream: driver::Stream) -> Self {
-        Self::of(stream, false)
-    }
-
-    fn of(stream: driver::Stream, owned: bool) -> Self {
-        let (stream, marks) = (AtomicPtr::new(stream.0), Mutex::new(Marks::default()));
-        Self { stream, owned, marks, passed: AtomicU64::new(0) }
     }
 
     /// The stream.
@@ -279,10 +279,10 @@ impl Lanes {
         let mut lanes = Self { context, own: Vec::with_capacity(OWN), users, uses };
         for number in 1..=OWN {
             let lane = match consumer.filter(|_| number == OWN) {
-                Some(stream) => Lane::adopt(stream),
-                None => Lane::new(entered)?,
+                Some(stream) => Lane::adopt(entered, stream),
+                None => Lane::new(entered),
             };
-            lanes.own.push(lane);
+            lanes.own.push(lane?);
         }
         Ok(lanes)
     }
@@ -311,7 +311,13 @@ impl Lanes {
             Some(place) => place,
             None => {
                 let place = self.free_place(&uses)?;
-                let lane = self.users[place].get_or_init(|| Lane::adopt(stream));
+                let lane = match self.users[place].get() {
+                    Some(lane) => lane,
+                    None => {
+                        let new = Lane::adopt(&self.context.enter()?, stream)?;
+                        self.users[place].get_or_init(|| new)
+                    }
+                };
                 lane.stream.store(stream.0, Ordering::Release);
                 place
             }
