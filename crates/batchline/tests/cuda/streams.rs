@@ -6,11 +6,133 @@ use std::time::Duration;
 
 use batchline::backend::Custom;
 use batchline::{
-    AsyncDataLoader, CommandBufferPool, CudaCustom, DType, Device, MemoryManager, StagingBufferPool,
+    AsyncDataLoader, BoxError, CommandBufferPool, Conversion, CudaCustom, DType, Delivery, Device,
+    FnDataset, GpuBatch, MemoryManager, SampleMut, SampleSpec, StagingBufferPool,
 };
 
 use crate::driver::Driver;
-use crate::{Gpu, WIDTH, builder, eventually, expected, no_kernels, numbers};
+use crate::{Gpu, WIDTH, builder, eventually, expected, no_kernels, numbers, pretended};
+
+/// A loader with two slots and three outputs, of samples that count how often they are read.
+struct Counted {
+    memory: MemoryManager,
+    loader: AsyncDataLoader,
+    reads: Arc<AtomicU64>,
+    convert: bool,
+}
+
+impl Counted {
+    const BATCHES: u64 = 50;
+
+    fn new(device: &Device, convert: bool) -> Self {
+        let memory = MemoryManager::new(device);
+        let mut config = builder(&memory).prefetch_depth(2).max_held(1);
+        if convert {
+            config = config.convert(DType::I16, Conversion::new());
+        }
+        let reads = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&reads);
+        let spec = SampleSpec::new(DType::U8, &[WIDTH.into()]).unwrap();
+        let read = move |index: u64, sample: &mut SampleMut<'_>| -> Result<(), BoxError> {
+            count.fetch_add(1, Ordering::SeqCst);
+            sample.input().fill(index.to_le_bytes()[0]);
+            Ok(())
+        };
+        let dataset = FnDataset::new(4 * Self::BATCHES, spec, read);
+        let loader = AsyncDataLoader::new(dataset, config.build().unwrap()).unwrap();
+        Self { memory, loader, reads, convert }
+    }
+
+    fn expected(&self, batch: u64) -> Vec<u8> {
+        let bytes = expected(batch).into_iter();
+        if self.convert {
+            return bytes.flat_map(|byte| i16::from(byte).to_ne_bytes()).collect();
+        }
+        bytes.collect()
+    }
+
+    fn take(&self, number: u64) -> GpuBatch {
+        let batch = self.loader.get_batch().unwrap().unwrap();
+        assert_eq!(batch.batch_id(), number);
+        batch
+    }
+
+    /// While the device is held back, this many batches are read and no more, as their slots stay
+    /// in flight; and the next one does not come.
+    fn assert_held_back(&self, batches: u64) {
+        let reads = || self.reads.load(Ordering::SeqCst);
+        eventually("the slots to be filled", || reads() == 4 * batches);
+        let in_use = self.memory.stats().staging_in_use;
+        assert!(in_use >= 2 * 4 * u64::from(WIDTH));
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!((reads(), self.memory.stats().staging_in_use), (4 * batches, in_use));
+        assert!(matches!(self.loader.try_get_batch().unwrap(), Delivery::NotYet));
+    }
+
+    /// The rest of the stream, every byte.
+    fn take_the_rest(&self, from: u64) {
+        for number in from..Self::BATCHES {
+            let batch = self.take(number);
+            assert_eq!(batch.input_tensor().to_bytes().unwrap(), self.expected(number), "{number}");
+        }
+        assert!(self.loader.get_batch().unwrap().is_none());
+    }
+}
+
+/// The copy stream is held: slots stay in flight, and are not filled again.
+#[test]
+fn a_slot_stays_in_flight_while_its_copy_is_held_back() {
+    for convert in [false, true] {
+        let Some(fake) = pretended("") else { return };
+        let counted = Counted::new(&Device::cuda(0).unwrap(), convert);
+        // The first stream that a device makes.
+        let copy = fake.streams().into_iter().find(|stream| stream.number == 1).unwrap();
+        fake.hold(copy.handle);
+        counted.loader.start().unwrap();
+        // Batches are delivered all the same: the consumer's stream waits.
+        let first = counted.take(0);
+        let second = counted.take(1);
+        counted.assert_held_back(2);
+        fake.release(copy.handle);
+        for (number, batch) in [(0, first), (1, second)] {
+            assert_eq!(batch.input_tensor().to_bytes().unwrap(), counted.expected(number));
+        }
+        counted.take_the_rest(2);
+        drop(counted);
+        assert_eq!(fake.violations(), [""; 0]);
+    }
+}
+
+/// The stream that converts is held: the copies are over, but their slots go home with the rest.
+#[test]
+fn a_slot_stays_in_flight_while_its_conversion_is_held_back() {
+    if no_kernels() {
+        return;
+    }
+    let gpu = Gpu::new("random_latency_us=50");
+    let device = gpu.device();
+    let counted = Counted::new(&device, true);
+    let other = MemoryManager::new(&device);
+    let mut buffer = CommandBufferPool::new(&other, 1).unwrap().get_buffer().unwrap();
+    let (send, gate) = std::sync::mpsc::channel();
+    let work = move |custom: CudaCustom| {
+        let _ = send.send(Driver::load().hold(custom.stream));
+        Ok(())
+    };
+    buffer.custom(Custom::Cuda(Box::new(work)), &[], &[]).unwrap();
+    let held = buffer.execute().unwrap();
+    let gate = gate.recv().unwrap();
+    counted.loader.start().unwrap();
+    let first = counted.take(0);
+    let second = counted.take(1);
+    counted.assert_held_back(2);
+    assert!(!held.is_done());
+    gate.open();
+    for (number, batch) in [(0, first), (1, second)] {
+        assert_eq!(batch.input_tensor().to_bytes().unwrap(), counted.expected(number));
+    }
+    counted.take_the_rest(2);
+}
 
 /// A user's stream is far behind; each batch is bound to it, read by it, and dropped at once.
 #[test]
@@ -18,43 +140,38 @@ fn an_output_is_rewritten_only_behind_the_users_stream() {
     if no_kernels() {
         return;
     }
-    let gpu = Gpu::new("random_latency_us=50");
-    let device = gpu.device();
-    let memory = MemoryManager::new(&device);
-    let driver = Driver::load();
-    // Page-locked memory and streams need a context on this thread: any use of the device makes one.
-    let tensor = memory.upload(&[1u8; 16], &[16]).unwrap();
-    let stream = driver.stream();
-    let config = builder(&memory).prefetch_depth(2).max_held(1).build().unwrap();
-    let loader = AsyncDataLoader::new(numbers(200), config).unwrap();
-    loader.start().unwrap();
-    let gate = driver.hold(stream);
-    let mut read = Vec::new();
-    // As many as there are outputs; the next one has to wait for memory that is still read.
-    for number in 0..3u64 {
-        let batch = loader.get_batch().unwrap().unwrap();
-        let bound = batch.bind(&stream).unwrap();
-        let mut bytes = driver.own_page_locked(4 * usize::from(WIDTH));
-        driver.read(stream, bound.input().address, &mut bytes);
-        read.push((number, bytes));
+    for convert in [false, true] {
+        let gpu = Gpu::new("random_latency_us=50");
+        let device = gpu.device();
+        let driver = Driver::load();
+        let _context = driver.retain(0);
+        let stream = driver.stream();
+        let counted = Counted::new(&device, convert);
+        counted.loader.start().unwrap();
+        let gate = driver.hold(stream);
+        let mut read = Vec::new();
+        // As many as there are outputs; the next one has to wait for memory that is still read.
+        for number in 0..3 {
+            let batch = counted.take(number);
+            let bound = batch.bind(&stream).unwrap();
+            let mut bytes = driver.own_page_locked(counted.expected(number).len());
+            driver.read(stream, bound.input().address, &mut bytes);
+            read.push((number, bytes));
+        }
+        // Batches go on: what writes them waits on the device, and no host waits.
+        let later = [counted.take(3), counted.take(4)];
+        counted.assert_held_back(5);
+        gate.open();
+        assert_eq!(driver.synchronize(stream), 0);
+        for (number, bytes) in read {
+            let seen = "as the user's stream saw it";
+            assert_eq!(*bytes, counted.expected(number), "batch {number}, {seen}");
+        }
+        for (number, batch) in (3..).zip(later) {
+            assert_eq!(batch.input_tensor().to_bytes().unwrap(), counted.expected(number));
+        }
+        counted.take_the_rest(5);
     }
-    // Batches go on: their copies wait on the device, and no host waits.
-    let later = loader.get_batch().unwrap().unwrap();
-    std::thread::sleep(Duration::from_millis(20));
-    assert!(loader.stats().slots > 0);
-    gate.open();
-    assert_eq!(driver.synchronize(stream), 0);
-    for (number, bytes) in read {
-        assert_eq!(*bytes, expected(number), "batch {number}, as the user's stream saw it");
-    }
-    assert_eq!(later.input_tensor().to_bytes().unwrap(), expected(3));
-    drop(later);
-    for number in 4..50 {
-        let batch = loader.get_batch().unwrap().unwrap();
-        assert_eq!(batch.input_tensor().to_bytes().unwrap(), expected(number));
-    }
-    assert!(loader.get_batch().unwrap().is_none());
-    drop(tensor);
 }
 
 /// The consumer's own stream, as `get_batch` orders it, needs no binding.
