@@ -12,10 +12,14 @@ mod cases;
 mod cudarc;
 mod dlpack;
 mod driver;
+mod endings;
 mod failures;
 #[cfg(unix)]
 mod fork;
 mod frozen;
+#[path = "../endings/gate.rs"]
+#[allow(dead_code, reason = "the test of endings uses all of it")]
+mod gate;
 mod gather;
 mod missing;
 mod properties;
