@@ -1,5 +1,7 @@
 //! The command as its users see it: what it prints, and how it ends.
 
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+mod cuda;
 mod devices;
 mod refusals;
 mod resume;
@@ -26,7 +28,11 @@ struct Answer {
 
 /// Runs the command.
 fn batchline(arguments: &[&str]) -> Answer {
-    let output = command(arguments).output().expect("the command starts");
+    answer(command(arguments))
+}
+
+fn answer(mut command: Command) -> Answer {
+    let output = command.output().expect("the command starts");
     Answer {
         status: output.status.code(),
         stdout: String::from_utf8(output.stdout).expect("UTF-8"),
