@@ -14,7 +14,8 @@ use crate::memory::Patience;
 use crate::sync::{Mutex, MutexGuard};
 use crate::{Error, Result};
 
-/// A device that batches are delivered to. Clones are handles to the same device.
+/// A device that batches are delivered to. Clones are handles to the same device. It belongs to the
+/// process that opened it: in a child of a fork it counts as lost.
 ///
 /// ```
 /// use batchline::Device;
