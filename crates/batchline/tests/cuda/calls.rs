@@ -19,7 +19,7 @@ use fake_cuda::{When, codes};
 use crate::driver::{Code, Driver, PageLocked, Retained};
 use crate::{
     WIDTH, assert_clean, builder, eventually, expected, gpu_is_required, in_a_child,
-    more_is_asked_for, no_kernels, numbers, start, threads,
+    more_is_asked_for, no_kernels, numbers, start, threads, wait_until_closed,
 };
 
 type Result<T = (), E = Error> = std::result::Result<T, E>;
@@ -90,15 +90,9 @@ fn count_calls(program: Program) -> std::collections::BTreeMap<String, u64> {
     let memory = MemoryManager::new(&Device::cuda(0).unwrap());
     program(&memory).unwrap();
     drop(memory);
-    wait_for_the_reaper();
+    wait_until_closed();
     assert_clean(&fake, "where nothing fails");
     fake.all_calls()
-}
-
-fn wait_for_the_reaper() {
-    eventually("the device to be closed", || {
-        threads::count(threads::is_of_device).is_none_or(|count| count == 0)
-    });
 }
 
 struct Attempt {
@@ -143,7 +137,7 @@ impl Attempt {
                 }
             }
         }
-        wait_for_the_reaper();
+        wait_until_closed();
         let workers = threads::count(threads::is_of_loader);
         assert!(workers.is_none_or(|count| count == 0), "{name}: {workers:?} threads are left");
         if may_leave {

@@ -19,7 +19,7 @@ use fake_cuda::{Fake, When, codes};
 
 use crate::driver::Driver;
 use crate::gate::{Keeper, Verdict};
-use crate::{assert_clean, in_a_child, no_kernels, pretended, threads};
+use crate::{assert_clean, in_a_child, no_kernels, pretended, threads, wait_until_closed};
 
 /// Where a thread is, or the device, when the end comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -705,9 +705,7 @@ fn clear_away(mut scene: Scene, ending: Ending, lost: Option<usize>) {
     }
     let Scene { fake, memory, completion, .. } = scene;
     drop((loader, memory, completion));
-    eventually("the device's threads to end", || {
-        threads::count(threads::is_of_device).is_none_or(|count| count == 0)
-    });
+    wait_until_closed();
     if lost.is_some() {
         let mut violations = fake.violations();
         violations.retain(|violation| !violation.contains("batchline_test_fault"));

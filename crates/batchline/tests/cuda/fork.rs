@@ -12,7 +12,8 @@ use batchline::{
 
 use crate::driver::{Driver, Gate};
 use crate::{
-    Gpu, assert_clean, builder, eventually, expected, in_a_child, no_kernels, numbers, threads,
+    Gpu, assert_clean, builder, expected, in_a_child, no_kernels, numbers, threads,
+    wait_until_closed,
 };
 
 /// Runs `body` in a child of this process, which must end well and soon. The driver that pretends
@@ -166,8 +167,7 @@ fn a_child_is_told_and_the_parent_goes_on() {
     in_a_fork(|| handles.take().unwrap().use_in_vain(stream));
     gate.open();
     handles.unwrap().go_on();
-    let closed = || threads::count(threads::is_of_device).is_none_or(|count| count == 0);
-    eventually("the device to be closed", closed);
+    wait_until_closed();
     driver.destroy(stream);
     drop(context);
     gpu.fake.iter().for_each(|fake| assert_clean(fake, "the parent"));

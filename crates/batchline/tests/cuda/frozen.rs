@@ -10,7 +10,7 @@ use batchline::{
 use fake_cuda::{Fake, Live, When, codes};
 
 use crate::driver::Driver;
-use crate::{Gpu, eventually, no_kernels};
+use crate::{Gpu, eventually, no_kernels, wait_until_closed};
 
 /// Whether the pretended driver is to be looked into, and can't be.
 fn no_fake() -> bool {
@@ -489,6 +489,7 @@ fn any_call_of_the_driver_may_fail() {
                     error.chain()
                 );
             }
+            wait_until_closed();
             assert_eq!(fake.violations(), [""; 0], "call {nth} {when:?}");
         }
     }

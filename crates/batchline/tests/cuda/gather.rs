@@ -465,6 +465,7 @@ fn any_call_of_the_driver_may_fail() {
                     }
                 }
                 drop(device);
+                crate::wait_until_closed();
                 assert!(began.elapsed() < Duration::from_secs(10), "call {nth} {when:?}");
                 assert_eq!(fake.violations(), [""; 0], "call {nth} {when:?}");
             }

@@ -75,12 +75,21 @@ impl Drop for Gpu {
     /// Nothing was used after it was given back.
     fn drop(&mut self) {
         if let Some(fake) = self.fake.as_ref().filter(|_| !std::thread::panicking()) {
+            wait_until_closed();
             let mut violations = fake.violations();
             // The fault that a test makes on purpose.
             violations.retain(|violation| !violation.contains("batchline_test_fault"));
             assert_eq!(violations, [""; 0]);
         }
     }
+}
+
+/// Waits until all devices of this process are closed: the last handle of one may be with work that
+/// has just ended.
+fn wait_until_closed() {
+    eventually("the devices to be closed", || {
+        threads::count(threads::is_of_device).is_none_or(|count| count == 0)
+    });
 }
 
 /// Nothing was used after it was given back, and nothing is left.

@@ -9,7 +9,7 @@ use fake_cuda::codes;
 
 use crate::cases::{Bench, Case, Random, cases, try_case};
 use crate::driver::{Driver, PageLocked};
-use crate::{Gpu, assert_clean, eventually, gpu_is_required, no_kernels, threads};
+use crate::{Gpu, assert_clean, gpu_is_required, no_kernels, wait_until_closed};
 
 /// Streams of a user, beside the one that the device has of its own.
 const STREAMS: usize = 3;
@@ -145,10 +145,7 @@ fn run(case: &Case) {
     }
     case.run(&cuda);
     drop(cuda);
-    // The device's last handle may be with work that has just ended.
-    eventually("the device to be closed", || {
-        threads::count(threads::is_of_device).is_none_or(|count| count == 0)
-    });
+    wait_until_closed();
     drop((user, retained));
     if let Some(fake) = gpu.fake.as_ref().filter(|_| !case.fails) {
         assert_clean(fake, "a case");

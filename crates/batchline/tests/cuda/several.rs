@@ -10,7 +10,7 @@ use fake_cuda::{Fake, When, codes};
 
 use crate::driver::Driver;
 use crate::{
-    Gpu, assert_clean, builder, eventually, expected, no_kernels, numbers, pretended, threads,
+    Gpu, assert_clean, builder, expected, no_kernels, numbers, pretended, wait_until_closed,
 };
 
 fn loader(memory: &MemoryManager, len: u64) -> AsyncDataLoader {
@@ -21,8 +21,7 @@ fn loader(memory: &MemoryManager, len: u64) -> AsyncDataLoader {
 }
 
 fn close_and_check(fake: &Fake) {
-    let closed = || threads::count(threads::is_of_device).is_none_or(|count| count == 0);
-    eventually("the devices to be closed", closed);
+    wait_until_closed();
     assert_clean(fake, "two devices");
 }
 
@@ -147,8 +146,7 @@ fn one_device_is_lost_and_the_other_goes_on() {
     assert_eq!(tensors[1].to_vec::<u8>().unwrap(), [3; 64]);
     loaders.iter().for_each(|loader| loader.stop().unwrap());
     drop((loaders, tensors, managers));
-    let closed = || threads::count(threads::is_of_device).is_none_or(|count| count == 0);
-    eventually("the devices to be closed", closed);
+    wait_until_closed();
     assert_eq!(fake.violations(), [""; 0]);
     // What was on the other one is gone.
     assert_eq!(fake.live().contexts, 1);
