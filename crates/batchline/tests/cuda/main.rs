@@ -4,8 +4,8 @@
 //! `BATCHLINE_REQUIRE_CUDA` demands a GPU. Tests that steer the driver then return early, as no
 //! real one can be steered: those that begin with [`pretended`].
 
-mod capture;
 mod calls;
+mod capture;
 #[path = "../loader/cases.rs"]
 mod cases;
 #[cfg(feature = "cudarc")]
