@@ -285,11 +285,12 @@ impl Entered<'_> {
         if RELAXED_FOR_GOOD.get() {
             return Ok(());
         }
-        let before = self.exchange_capture_mode(RELAXED)?;
-        if sync::is_own_thread() {
-            RELAXED_FOR_GOOD.set(true);
-        } else {
-            self.capture_mode = Some(before);
+        match self.exchange_capture_mode(RELAXED) {
+            Ok(_) if sync::is_own_thread() => RELAXED_FOR_GOOD.set(true),
+            Ok(before) => self.capture_mode = Some(before),
+            Err(error) if error.is_device_lost() => return Err(error),
+            // What is to be called may work all the same, and must, where something is given back.
+            Err(_) => {}
         }
         Ok(())
     }
