@@ -67,12 +67,8 @@ fn any_call_may_fail(test: &str, program: Program) {
     let mut attempts = 0;
     for (symbol, count) in count_calls(program) {
         let told = symbol.starts_with("cuGetError");
-        // It concerns the calling thread alone. A loss is told by the next call, which may be one
-        // that a program makes itself.
-        let own = symbol == "cuThreadExchangeStreamCaptureMode";
         for nth in (1..=count).filter(|nth| !told && (all || is_chosen(*nth, count))) {
-            for (code, when) in MANNERS.into_iter().filter(|(_, when)| !own || *when != When::Lose)
-            {
+            for (code, when) in MANNERS {
                 let name = format!("{symbol} {nth} of {count}, {code} {when:?}");
                 let attempt = Attempt { program, symbol: symbol.clone(), nth, code, when };
                 within_the_limit(&name.clone(), move || attempt.make(&name));
@@ -125,7 +121,7 @@ impl Attempt {
                 }
                 if device.check().is_err() {
                     may_leave = true;
-                } else if result.is_err() {
+                } else if result.is_err() && self.when != When::Lose {
                     // Once it is over all goes on.
                     let again = (self.program)(&memory);
                     again.unwrap_or_else(|error| panic!("{name}, again: {}", error.chain()));
@@ -320,6 +316,8 @@ fn of_a_batch_of_commands() {
 fn custom(memory: &MemoryManager) -> Result {
     let driver = Driver::load();
     let _context = driver.retain(0);
+    // It may be lost by the last call of those that opened the device.
+    own(driver.check())?;
     let mut target = driver.own_page_locked(64);
     let pool = CommandBufferPool::new(memory, 1)?;
     let tensor = memory.tensor(&[64], DType::U8)?;
@@ -391,11 +389,12 @@ struct User {
 }
 
 impl User {
-    fn new(memory: usize) -> Self {
+    fn new(memory: usize) -> Result<Self> {
         let driver = Driver::load();
         let context = driver.retain(0);
+        own(driver.check())?;
         let streams = [driver.stream(), driver.stream()];
-        Self { memory: driver.own_page_locked(memory), streams, driver, _context: context }
+        Ok(Self { memory: driver.own_page_locked(memory), streams, driver, _context: context })
     }
 }
 
@@ -411,7 +410,7 @@ impl Drop for User {
 /// Streams of a user read what is written anew as soon as they are bound.
 fn streams(memory: &MemoryManager) -> Result {
     const LEN: usize = 512;
-    let mut user = User::new(6 * LEN);
+    let mut user = User::new(6 * LEN)?;
     let tensor = memory.tensor(&[LEN as u64], DType::U8)?;
     let commands = CommandBufferPool::new(memory, 1)?;
     for (round, bytes) in user.memory.chunks_exact_mut(LEN).enumerate() {
@@ -462,7 +461,7 @@ fn of_a_loader() {
 /// As [`loader`], with a conversion, and with streams of a user that read each batch.
 fn converting_loader(memory: &MemoryManager) -> Result {
     const LEN: usize = 4 * WIDTH as usize * size_of::<f32>();
-    let mut user = User::new(5 * LEN);
+    let mut user = User::new(5 * LEN)?;
     let config = builder(memory).convert(DType::F32, Conversion::new().normalize(&[1.0], &[2.0]));
     let loader = AsyncDataLoader::new(numbers(20), config.build()?)?;
     loader.start()?;

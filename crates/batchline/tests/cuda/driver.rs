@@ -181,6 +181,14 @@ impl Driver {
         assert_eq!(unsafe { call(context as *mut c_void) }, 0);
     }
 
+    /// Whether the current context works: 0 unless it is lost.
+    pub(crate) fn check(&self) -> Code {
+        let _own = self.own();
+        let call = self.get::<unsafe extern "C" fn() -> Code>("cuCtxSynchronize");
+        // SAFETY: no arguments.
+        unsafe { call() }
+    }
+
     /// The context that is current to this thread, or 0.
     pub(crate) fn current(&self) -> usize {
         let _own = self.own();
