@@ -113,6 +113,8 @@ pub struct Row {
     pub idle_threads: u64,
     pub idle_files: u64,
     pub given_up: u64,
+    /// Devices lost.
+    pub lost: u64,
     /// Memory of the GPU that is in use, by whomever; 0 where it was not asked for.
     pub device_bytes: u64,
 }
@@ -120,7 +122,7 @@ pub struct Row {
 impl Row {
     pub const HEADER: &str = "seconds,rounds,samples,resident_bytes,threads,files,idle_threads,\
                               idle_files,left_behind_bytes,given_up_bytes,left_by_lost_bytes,\
-                              device_bytes";
+                              lost_devices,device_bytes";
 
     pub fn now(began: Instant, idle: &Idle, device_bytes: u64) -> io::Result<Self> {
         let Holdings { threads, files, .. } = Holdings::now()?;
@@ -136,6 +138,7 @@ impl Row {
             idle_threads: idle.threads.load(Ordering::Relaxed),
             idle_files: idle.files.load(Ordering::Relaxed),
             given_up: TALLY.given_up.get(),
+            lost: TALLY.lost.get(),
             device_bytes,
         })
     }
@@ -143,11 +146,11 @@ impl Row {
     pub fn write(&self, mut to: impl Write) -> io::Result<()> {
         let Self { seconds, rounds, samples, resident, threads, files, .. } = self;
         let Self { idle_threads, idle_files, left_behind, given_up, left_by_lost, .. } = self;
-        let Self { device_bytes, .. } = self;
+        let Self { lost, device_bytes, .. } = self;
         writeln!(
             to,
             "{seconds:.1},{rounds},{samples},{resident},{threads},{files},{idle_threads},\
-             {idle_files},{left_behind},{given_up},{left_by_lost},{device_bytes}"
+             {idle_files},{left_behind},{given_up},{left_by_lost},{lost},{device_bytes}"
         )
     }
 }

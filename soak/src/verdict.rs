@@ -15,9 +15,10 @@ pub fn judge(rows: &[Row], with_driver: bool) -> Vec<String> {
     // kernels too, and up to 256 parameter buffers that it throws away all at once.
     let lives = cfg!(any(feature = "wgpu", feature = "cuda"));
     let heap = |_| if lives { 2.0 * MIB } else { 64.0 * 1024.0 };
-    // Next to each block of 256 bytes or more that is given up its handle of 24 bytes stays.
-    let given_up = rows.last().map_or(0, |row| row.given_up) as f64;
-    let handles = |_| 64.0 * 1024.0 + given_up / 8.0;
+    // Next to each block that is given up its handle of 24 bytes stays, and the page by which it is
+    // longer than asked for, so that it can begin at one. A device has up to some 16 blocks.
+    let (given_up, lost) = rows.last().map_or((0, 0), |row| (row.given_up, row.lost));
+    let handles = |_| 64.0 * 1024.0 * (1 + lost) as f64 + given_up as f64 / 8.0;
     let half = |_| 0.5;
     // What is kept for later use is as large as the largest round asked for.
     let device = |start: f64| start * 0.05 + 256.0 * MIB;
@@ -98,6 +99,7 @@ mod tests {
                     idle_threads: 2,
                     idle_files: 5,
                     given_up: 0,
+                    lost: 0,
                     device_bytes: 3 << 30,
                 };
                 change(second, &mut row);
