@@ -54,7 +54,7 @@ BREAKS = [
      "self.0.parts.lock().holds += 0;\n        Hold(Arc::clone(&self.0))",
      "loader", "any_settings_any_delays_any_fault"),
     (5, "the consumer's position is not noted", "memory/storage.rs",
-     "Ok(fence) => storage.block().usage.lock().note_read(fence),", "Ok(_) => {}",
+     "Ok(fence) => self.0.block().usage.lock().note_read(fence),", "Ok(_) => {}",
      "loader", "an_output_is_rewritten_only_after_the_consumers_work_on_it"),
     (5, "the consumer does not wait for the batch", "loader/pipeline.rs",
      "core.backend().consumer_after(stream, written.as_slice())",
