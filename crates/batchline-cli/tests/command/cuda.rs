@@ -131,7 +131,9 @@ fn a_driver_that_fails_in_the_middle() {
         return;
     }
     let run = |settings: &str, more: &[&str]| {
-        on(settings, &[&["run", DIGITS, "--device", "cuda", "--batch-size", "10"], more].concat())
+        // Staged, so that it is known which calls are made.
+        let run = ["run", DIGITS, "--device", "cuda", "--batch-size", "10", "--gather", "never"];
+        on(settings, &[&run, more].concat())
     };
     let convert = ["--convert", "f32"];
     for (settings, more, said) in [
