@@ -41,6 +41,7 @@ unsafe_files=(
     "crates/batchline/src/memory/view.rs: slices of memory that a tensor keeps alive"
     "crates/batchline/src/backend/gather.rs: implementors promise that memory stays readable"
     "crates/batchline/src/memory/registered.rs: promises a backend that memory stays where it is"
+    "crates/batchline/src/process.rs: has the system call a function in children"
     "crates/batchline/src/source/window.rs: disjoint windows of one batch"
     "crates/batchline/src/staging/buffer.rs: slices of page-locked memory"
     "crates/batchline/tests/allocations.rs: an allocator that counts"

@@ -11,6 +11,7 @@ use crate::backend::host::HostBackend;
 use crate::backend::{Backend, DeviceInfo, DeviceKind, Fence, MAX_STREAMS};
 use crate::command::reaper::Reaper;
 use crate::memory::Patience;
+use crate::process::Process;
 use crate::sync::{Mutex, MutexGuard};
 use crate::{Error, Result};
 
@@ -115,7 +116,7 @@ impl Device {
             core: Arc::new(DeviceCore {
                 health: Arc::new(Health {
                     backend: Arc::clone(&backend),
-                    process: std::process::id(),
+                    process: Process::current(),
                     lost: OnceLock::new(),
                     passed: Default::default(),
                     listeners: Mutex::new(Vec::new()),
@@ -263,7 +264,7 @@ pub(crate) const FORKED: &str = "it was opened before this process was forked";
 pub(crate) struct Health {
     pub(crate) backend: Arc<dyn Backend>,
     /// The process that opened the device.
-    process: u32,
+    process: Process,
     /// Set once. A level, not a message: who asks later gets it too.
     lost: OnceLock<Error>,
     /// By stream, the highest number known to have passed.
@@ -280,7 +281,7 @@ impl Health {
     /// A child of the process that opened the device has none of its threads, and no right to its
     /// driver: whoever would wait there is told so.
     pub(crate) fn check_process(&self) -> Result<()> {
-        if std::process::id() == self.process {
+        if !self.process.is_gone() {
             return Ok(());
         }
         let device = self.backend.info().name.clone();

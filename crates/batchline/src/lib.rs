@@ -90,6 +90,7 @@ pub mod guide;
 mod loader;
 mod memory;
 mod plan;
+mod process;
 mod shape;
 mod source;
 mod staging;

@@ -8,6 +8,7 @@ use std::thread::{JoinHandle, ThreadId};
 
 use super::submission::{Fences, Progress, Record, Work};
 use crate::device::Health;
+use crate::process::Process;
 use crate::sync::{Condvar, Mutex, spawn_named};
 use crate::{Error, Result};
 
@@ -19,7 +20,7 @@ pub(crate) struct Reaper {
     queue: Arc<Queue>,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// The process that has the thread, and not a child of it.
-    process: u32,
+    process: Process,
 }
 
 struct Queue {
@@ -38,7 +39,7 @@ struct State {
 
 impl Reaper {
     pub(crate) fn new() -> Self {
-        let process = std::process::id();
+        let process = Process::current();
         Self { queue: Arc::new(Queue::new()), thread: Mutex::new(None), process }
     }
 
@@ -88,7 +89,7 @@ impl Reaper {
 impl Drop for Reaper {
     /// Records own handles to their device, so none is left when the device's last handle goes.
     fn drop(&mut self) {
-        if self.process != std::process::id() {
+        if self.process.is_gone() {
             std::mem::forget(self.thread.lock().take());
             return;
         }

@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 
 use crate::backend::{Fence, Kept};
 use crate::memory::Patience;
+use crate::process::Process;
 use crate::staging::StagingBuffer;
 use crate::sync::{Condvar, Mutex};
 use crate::{Error, Result};
@@ -43,7 +44,7 @@ pub(crate) struct Record {
     /// The thread that completes records: waiting for one there would never end.
     reaper: Mutex<Option<std::thread::ThreadId>>,
     /// The process that has this thread, and not a child of it.
-    process: u32,
+    process: Process,
 }
 
 /// What a record owns until it is done.
@@ -96,7 +97,7 @@ impl Record {
             done: Condvar::new(),
             work: Mutex::new(Some(work)),
             reaper: Mutex::new(None),
-            process: std::process::id(),
+            process: Process::current(),
         })
     }
 
@@ -261,7 +262,7 @@ impl Submission {
             if let Progress::Done(result) = &state.progress {
                 return Some(result.clone());
             }
-            if self.record.process != std::process::id() {
+            if self.record.process.is_gone() {
                 return Some(Err(Error::record(
                     "a wait",
                     "it was submitted before this process was forked",

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use super::driver::{self, Code, DeviceId, Driver, code};
 use crate::backend::{DeviceInfo, DeviceKind};
 use crate::device::FORKED;
+use crate::process::Process;
 use crate::{Error, Result, sync};
 
 // Of `CUdevice_attribute`.
@@ -34,7 +35,7 @@ pub(super) struct Context {
     /// The NUMA node that the device is at, where the system says so.
     pub(super) numa_node: Option<u32>,
     /// CUDA does not survive a fork: a child must not call the driver.
-    process: u32,
+    process: Process,
     lost: OnceLock<Error>,
 }
 
@@ -142,7 +143,7 @@ impl Context {
                 && attribute(UNIFIED_ADDRESSING) != 0,
             read_only: attribute(READ_ONLY_HOST_REGISTER_SUPPORTED) != 0,
         };
-        let process = std::process::id();
+        let process = Process::current();
         let lost = OnceLock::new();
         Ok(Self {
             driver,
@@ -211,7 +212,7 @@ impl Context {
 
     /// Whether this is a child of the process that opened the device.
     pub(super) fn is_forked(&self) -> bool {
-        std::process::id() != self.process
+        self.process.is_gone()
     }
 
     /// An error for a code that is one. What can't be said of this call alone loses the device.

@@ -8,6 +8,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
+use crate::process::Process;
 use crate::{Error, Result};
 
 /// What the driver answers: 0, or an error's number.
@@ -65,7 +66,7 @@ macro_rules! entry_points {
             /// Copies in one call, where the driver has that.
             pub(super) batch: Option<BatchCopy>,
             /// The process that started the driver. A child of it can't use it.
-            process: u32,
+            process: Process,
             /// Keeps the library loaded.
             _library: libloading::Library,
         }
@@ -77,7 +78,7 @@ macro_rules! entry_points {
                     $($name: entry_point!(library, $name),)*
                     $($field: $Group::resolve(&library).ok(),)*
                     batch: None,
-                    process: std::process::id(),
+                    process: Process::current(),
                     _library: library,
                 })
             }
@@ -332,7 +333,7 @@ impl Driver {
     pub(super) fn get() -> Result<&'static Self> {
         static DRIVER: OnceLock<Result<Driver>> = OnceLock::new();
         let driver = DRIVER.get_or_init(Self::load).as_ref().map_err(Error::clone)?;
-        if driver.process != std::process::id() {
+        if driver.process.is_gone() {
             return Err(Error::NoDevice {
                 wanted: "cuda".to_owned(),
                 reason: "CUDA was in use when this process was forked".to_owned(),
