@@ -90,7 +90,9 @@ impl Buffers {
             None
         } else {
             let fitting = usize::try_from(memory.fitting_staging(in_bytes)?).unwrap_or(usize::MAX);
-            Some(StagingBufferPool::with_buffer_size(memory, ahead.min(fitting), in_bytes)?)
+            // Numbers take little, and with a slot for each output nobody waits for one.
+            let wanted = if route.is_staged() { ahead } else { delivered };
+            Some(StagingBufferPool::with_buffer_size(memory, wanted.min(fitting), in_bytes)?)
         };
         // Slots, raw batches and outputs of device memory.
         let (slots, raws, outputs) = match (unified, convert.is_some()) {

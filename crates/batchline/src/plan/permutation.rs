@@ -92,6 +92,25 @@ impl Permutation {
         }
     }
 
+    /// The numbers at the positions from `first` on. They are found side by side, several times
+    /// faster than one after the other.
+    ///
+    /// # Panics
+    /// When not all positions are less than [`len`](Self::len).
+    pub fn indices(&self, first: u64, indices: &mut [u64]) {
+        let end = first.checked_add(indices.len() as u64).filter(|end| *end <= self.len);
+        assert!(end.is_some(), "positions from {first} on of a permutation of {}", self.len);
+        // Without a branch in it: the processor works on several at a time.
+        for (position, index) in (first..).zip(&mut *indices) {
+            *index = self.network(position);
+        }
+        for index in indices {
+            while *index >= self.len {
+                *index = self.network(*index);
+            }
+        }
+    }
+
     /// The bijection of `0..2^(left + right)`. Instead of changing places, the parts take turns.
     fn network(&self, number: u64) -> u64 {
         let mut left = number >> self.right;
@@ -143,6 +162,21 @@ mod tests {
         let chi_square = scale * counts.iter().map(deviation).sum::<f64>();
         let off = (chi_square - freedom) / (2.0 * freedom).sqrt();
         assert!(off.abs() < 5.0, "{what}: chi-square is {off:.1} standard deviations off");
+    }
+
+    #[test]
+    fn many_at_once_are_the_same() {
+        for len in [0u64, 1, 2, 255, 256, 257, 1000, 70_000] {
+            let permutation = Permutation::new(len, 3);
+            let all = order(len, 3);
+            for (first, count) in [(0, len), (len / 3, len / 2), (len, 0)] {
+                let mut indices = vec![u64::MAX; count as usize];
+                permutation.indices(first, &mut indices);
+                assert_eq!(indices, all[first as usize..][..count as usize], "{first} of {len}");
+            }
+        }
+        let beyond = std::panic::catch_unwind(|| Permutation::new(5, 0).indices(3, &mut [0; 3]));
+        assert!(beyond.is_err());
     }
 
     #[test]

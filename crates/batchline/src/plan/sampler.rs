@@ -134,10 +134,7 @@ impl Sampler for Shuffled {
     }
 
     fn indices(&self, epoch: u64, first: u64, indices: &mut [u64]) {
-        let order = self.order(epoch);
-        for (position, index) in (first..).zip(indices) {
-            *index = order.index(position);
-        }
+        self.order(epoch).indices(first, indices);
     }
 
     fn fingerprint(&self) -> u64 {
