@@ -329,7 +329,8 @@ impl Health {
     /// Waits for a fence until it passes or the device is lost.
     pub(crate) fn wait(&self, fence: Fence) -> Result<()> {
         loop {
-            self.check()?;
+            // Whoever found the loss may only have marked it.
+            self.check().inspect_err(|_| self.tell_lost())?;
             match self.backend.wait(fence, Duration::from_millis(100)) {
                 Ok(true) => {
                     self.note_passed(fence);

@@ -89,21 +89,25 @@ fn enqueue(
         rest = later;
 
         let fence = Fence { stream, value: submit.last[usize::from(stream)] + 1 };
-        let after = dependencies(device, run, fence);
+        let latest = latest_uses(run);
+        let after = dependencies(device, &latest, fence);
         let commands = &mut run.iter_mut().map(|operation| operation.command(slots));
         let segment = Segment { fence, after: &after, commands, kept: kept.first() };
         kept = kept.get(len..).unwrap_or_default();
         backend.submit(segment)?;
         submit.last[usize::from(stream)] = fence.value;
-        note(run, fence);
+        note(run, fence, &latest);
         ends.retain(|end| end.stream != stream);
         ends.push(fence);
     }
     Ok(())
 }
 
-/// The fences of other streams that the operations must come after.
-fn dependencies(device: &Device, operations: &[Operation], own: Fence) -> Fences {
+/// By stream, the last number that the operations must come after.
+type Latest = [u64; MAX_STREAMS];
+
+/// What the operations must come after.
+fn latest_uses(operations: &[Operation]) -> Latest {
     let mut latest = [0u64; MAX_STREAMS];
     let mut need = |fence: Fence| {
         let value = &mut latest[usize::from(fence.stream)];
@@ -117,22 +121,31 @@ fn dependencies(device: &Device, operations: &[Operation], own: Fence) -> Fences
             span.block().usage.lock().before_write().for_each(&mut need);
         }
     }
+    latest
+}
+
+/// The fences of other streams among these which are not known to have passed.
+fn dependencies(device: &Device, latest: &Latest, own: Fence) -> Fences {
     (0u8..)
         .zip(latest)
-        .map(|(stream, value)| Fence { stream, value })
+        .map(|(stream, value)| Fence { stream, value: *value })
         .filter(|fence| fence.value > 0 && fence.stream != own.stream)
         .filter(|fence| !device.core().has_passed(*fence))
         .collect()
 }
 
-/// Notes on each block that this segment uses it.
-fn note(operations: &[Operation], fence: Fence) {
+/// Notes on each block that this segment, which comes after those uses, uses it. Others may have
+/// been noted meanwhile: by who drops a tensor, on any thread.
+fn note(operations: &[Operation], fence: Fence, latest: &Latest) {
+    let is_before = |read: &Fence| {
+        read.stream == fence.stream || read.value <= latest[usize::from(read.stream)]
+    };
     for operation in operations {
         for span in operation.reads() {
             span.block().usage.lock().note_read(fence);
         }
         for span in operation.writes() {
-            span.block().usage.lock().note_write(fence);
+            span.block().usage.lock().note_write(fence, is_before);
         }
     }
 }

@@ -257,16 +257,13 @@ impl Submission {
     }
 
     fn wait_for(&self, patience: Patience) -> Option<Result<()>> {
+        if let Err(error) = self.check_process() {
+            return Some(Err(error));
+        }
         let mut state = self.record.state.lock();
         loop {
             if let Progress::Done(result) = &state.progress {
                 return Some(result.clone());
-            }
-            if self.record.process.is_gone() {
-                return Some(Err(Error::record(
-                    "a wait",
-                    "it was submitted before this process was forked",
-                )));
             }
             if self.record.on_reaper() {
                 let problem = "a completion cannot wait for other work: it would wait for itself";
@@ -276,9 +273,19 @@ impl Submission {
         }
     }
 
+    /// A child of a fork has no thread that ends the work, and may find the record locked for ever.
+    fn check_process(&self) -> Result<()> {
+        if self.record.process.is_gone() {
+            let problem = "it was submitted before this process was forked";
+            return Err(Error::record("a wait", problem));
+        }
+        Ok(())
+    }
+
     /// Whether the work is done, with or without an error.
     pub fn is_done(&self) -> bool {
-        matches!(self.record.state.lock().progress, Progress::Done(_))
+        self.check_process().is_ok()
+            && matches!(self.record.state.lock().progress, Progress::Done(_))
     }
 }
 
@@ -286,6 +293,7 @@ impl Future for Submission {
     type Output = Result<()>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<()>> {
+        self.check_process()?;
         let mut state = self.record.state.lock();
         if let Progress::Done(result) = &state.progress {
             return Poll::Ready(result.clone());

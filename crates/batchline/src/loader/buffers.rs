@@ -32,6 +32,7 @@ pub(crate) struct Buffers {
     /// What the device makes of the input.
     pub(crate) convert: Option<Conversion>,
     pub(crate) commands: CommandBufferPool,
+    memory: MemoryManager,
     /// For the batches' tensors.
     pub(crate) lists: Arc<Lists>,
 }
@@ -124,6 +125,7 @@ impl Buffers {
             output_layout,
             convert,
             commands: CommandBufferPool::new(memory, delivered)?,
+            memory: memory.clone(),
             // One more, as a batch that is dropped gives its memory back before its list.
             lists: Arc::new(Lists::new(count + 1, spec.tensors().len())),
         })
@@ -137,7 +139,8 @@ impl Buffers {
         match &self.slots {
             Slots::Staging(pool) => pool.get_buffer().map(Slot::Staging),
             Slots::Unified(pool) => {
-                let loan = pool.acquire(Patience::Forever, || self.no_more())?;
+                let loan =
+                    pool.acquire(Patience::Forever, || self.replacement(self.layout.bytes))?;
                 // Work that the consumer enqueued on the memory may still be on its way.
                 loan.block().wait_idle()?;
                 Ok(Slot::Unified(loan))
@@ -173,11 +176,21 @@ impl Buffers {
         }
     }
 
-    /// What a stocked pool makes new: nothing. It comes to that only when a block was given up, on a
-    /// device that is lost; this pipeline may not have been told yet.
-    pub(super) fn no_more(&self) -> Result<Arc<Storage>> {
+    /// A block in the place of one that was given up: on a lost device, of which this pipeline may
+    /// not have been told yet, or because it could not be noted where a consumer's stream was.
+    fn replacement(&self, bytes: u64) -> Result<Arc<Storage>> {
         self.commands.device().check()?;
-        Err(Error::Closed { what: "pool of a lost device" })
+        Ok(Storage::new(self.memory.block(bytes, Patience::None)?, &self.memory))
+    }
+
+    /// What takes the place of an output.
+    pub(super) fn new_output(&self) -> Result<Arc<Storage>> {
+        self.replacement(self.output_layout.bytes)
+    }
+
+    /// What takes the place of a raw batch.
+    pub(super) fn new_raw(&self) -> Result<Arc<Storage>> {
+        self.replacement(self.raw_layout.bytes)
     }
 
     /// Waits until no transfer is on its way; false when `timeout` was too short for that.

@@ -77,6 +77,9 @@ pub(crate) struct Route {
     pub(crate) sources: Vec<Option<Source>>,
     /// What fetches the rows of each tensor.
     pub(crate) by: Vec<GatherBy>,
+    /// Rows that there are of each tensor; no number may be greater. Where workers bring them the
+    /// data set itself says how many there are.
+    pub(crate) rows: u64,
     /// Whether the input is converted on the way.
     pub(crate) fused: bool,
     /// Bytes that were uploaded for it.
@@ -127,7 +130,8 @@ impl Route {
     /// The way that is always there.
     pub(crate) fn staged(reason: String) -> Self {
         let (sources, by) = (Vec::new(), Vec::new());
-        Self { path: LoadPath::Staged, reason, sources, by, fused: false, uploaded: 0 }
+        let rows = u64::MAX;
+        Self { path: LoadPath::Staged, reason, sources, by, rows, fused: false, uploaded: 0 }
     }
 
     /// Whether workers write samples, rather than their numbers.
@@ -144,7 +148,8 @@ impl Route {
             return Err(no("this device does not gather from its own memory"));
         }
         let tensors = dataset.spec().tensors();
-        let lengths = contiguous(&**dataset)?;
+        let rows = dataset.len();
+        let lengths = contiguous(&**dataset, rows)?;
         if let Some(len) = lengths.iter().find(|len| **len > gathers.from_device) {
             let most = gathers.from_device;
             return Err(no(format!(
@@ -158,8 +163,8 @@ impl Route {
         };
         let places = lengths.iter().map(device_tensor).collect::<Result<Vec<_>>>()?;
         for (number, place) in places.iter().enumerate() {
-            if let (Some(place), Some(samples)) = (place, dataset.contiguous(number)) {
-                place.write(samples)?;
+            if let Some(place) = place {
+                place.write(dataset.contiguous(number).ok_or_else(changed)?)?;
             }
         }
         let uploaded = lengths.iter().sum();
@@ -169,6 +174,7 @@ impl Route {
             reason: format!("asked for, and its {uploaded} bytes fit on the device"),
             sources: places.into_iter().map(|place| place.map(Source::Resident)).collect(),
             by: vec![GatherBy::Kernel; tensors.len()],
+            rows,
             fused,
             uploaded,
         })
@@ -185,7 +191,8 @@ impl Route {
         if !gathers.from_host {
             return Err(no("this device does not fetch samples from the host's memory"));
         }
-        let lengths = contiguous(&**dataset)?;
+        let rows = dataset.len();
+        let lengths = contiguous(&**dataset, rows)?;
         let register = |(tensor, len): (usize, &u64)| {
             if *len == 0 {
                 return Ok(None);
@@ -193,7 +200,7 @@ impl Route {
             let memory = Registered::new(&config.memory, dataset, tensor)?;
             // Rows are read by their place in it.
             if memory.memory().len() != *len {
-                return Err(no("the data set changed its memory"));
+                return Err(changed());
             }
             Ok(Some(memory))
         };
@@ -222,6 +229,7 @@ impl Route {
             reason: format!("the data set lies in memory; the device fetches samples by {what}"),
             sources: sources.into_iter().map(|memory| memory.map(Source::Registered)).collect(),
             by,
+            rows,
             fused,
             uploaded: 0,
         })
@@ -231,6 +239,10 @@ impl Route {
 /// A reason against a way, as an error.
 fn no(reason: impl Into<String>) -> Error {
     Error::record("a path", reason.into())
+}
+
+fn changed() -> Error {
+    no("the data set changed its memory")
 }
 
 /// What an error says against a way.
@@ -246,14 +258,14 @@ fn refused(error: Error) -> Result<String> {
 }
 
 /// The bytes of each tensor of a data set that lies in memory.
-fn contiguous(dataset: &dyn Dataset) -> Result<Vec<u64>> {
+fn contiguous(dataset: &dyn Dataset, rows: u64) -> Result<Vec<u64>> {
     let len = |(number, tensor): (usize, &crate::TensorSpec)| {
         let name = &tensor.name;
         let Some(samples) = dataset.contiguous(number) else {
             return Err(no(format!("the data set does not have all of {name:?} in memory")));
         };
         let row = tensor.shape.bytes(tensor.dtype)?;
-        let (found, expected) = (samples.len() as u64, dataset.len().saturating_mul(row));
+        let (found, expected) = (samples.len() as u64, rows.saturating_mul(row));
         if found != expected {
             return Err(no(format!("the data set has {found} bytes of {name:?}, not {expected}")));
         }

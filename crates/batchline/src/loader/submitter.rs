@@ -147,12 +147,12 @@ impl Pipeline {
             return Ok((Share::lent(loan), None));
         };
         lap.spent(Doing::Working);
-        let no_more = || buffers.no_more();
-        let output = Share::lent(outputs.acquire(Patience::Forever, no_more)?);
+        let output = outputs.acquire(Patience::Forever, || buffers.new_output())?;
+        let output = Share::lent(output);
         let mut commands = buffers.commands.get_buffer()?;
         let raw = match (&slot, &buffers.raws) {
             (Slot::Staging(_), Some(raws)) => {
-                Some(Share::lent(raws.acquire(Patience::Forever, no_more)?))
+                Some(Share::lent(raws.acquire(Patience::Forever, || buffers.new_raw())?))
             }
             _ => None,
         };

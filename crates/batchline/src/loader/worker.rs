@@ -120,9 +120,10 @@ impl Pipeline {
         mut rows: Rows<'_>,
     ) -> Outcome {
         let by_number = !self.route.is_staged();
+        let len = dataset.len().min(self.route.rows);
         let done = contain("the data set", || {
             Ok(match by_number {
-                true => write_numbers(indices, dataset.len(), &mut rows),
+                true => write_numbers(indices, len, &mut rows),
                 false => self.copy_rows(dataset, indices, &mut rows),
             })
         });
@@ -138,8 +139,7 @@ impl Pipeline {
             }
             let key = SampleKey { seed: self.config.seed, epoch: place.epoch, index };
             let read = self.with_retries(|| {
-                if index >= dataset.len() {
-                    let len = dataset.len();
+                if index >= len {
                     let problem = format!("the sampler named sample {index} of {len}");
                     return Err(Error::Source { problem }.into());
                 }

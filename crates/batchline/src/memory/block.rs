@@ -35,10 +35,11 @@ impl Usage {
         }
     }
 
-    /// Notes a write, which comes after all that was before.
-    pub(crate) fn note_write(&mut self, fence: Fence) {
+    /// Notes a write, which comes after the reads that `is_before` tells of. Others were noted while
+    /// it was being submitted, and go on.
+    pub(crate) fn note_write(&mut self, fence: Fence, is_before: impl Fn(&Fence) -> bool) {
         self.written = Some(fence);
-        self.read.clear();
+        self.read.retain(|read| !is_before(read));
     }
 
     /// What a reader must come after.
@@ -161,7 +162,9 @@ impl Block for DeviceBlock {
         Some(Box::new(move || {
             fences.into_iter().for_each(|fence| {
                 core.has_passed(fence);
-            })
+            });
+            // A loss that is found there is only marked.
+            core.health().tell_lost();
         }))
     }
 
@@ -210,5 +213,21 @@ impl Block for StagingBlock {
 
     fn leak(mut self) {
         std::mem::forget(self.memory.take());
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_ends_only_the_reads_that_it_comes_after() {
+        let fence = |stream, value| Fence { stream, value };
+        let mut usage = Usage::default();
+        usage.note_read(fence(1, 3));
+        usage.note_read(fence(4, 7));
+        // The last one was noted while the write was on its way.
+        usage.note_write(fence(0, 9), |read| read.stream == 1);
+        assert_eq!(usage.before_write().collect::<Vec<_>>(), [fence(0, 9), fence(4, 7)]);
     }
 }

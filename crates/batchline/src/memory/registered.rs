@@ -22,7 +22,7 @@ pub(crate) struct Registered {
     /// Whether the device may go on reading it for ever.
     quarantined: AtomicBool,
     /// Last: the device must outlive what is registered with it.
-    _manager: MemoryManager,
+    manager: MemoryManager,
 }
 
 /// Keeps a data set.
@@ -60,7 +60,7 @@ impl Registered {
             reservation: Some(reservation),
             dataset: Some(Owner(Arc::clone(dataset))),
             quarantined: AtomicBool::new(false),
-            _manager: manager.clone(),
+            manager: manager.clone(),
         }))
     }
 
@@ -76,7 +76,9 @@ impl Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        if self.quarantined.load(Ordering::Acquire) {
+        // What a lost device has registered stays so, whoever might read it.
+        let lost = self.manager.device().check().is_err();
+        if lost || self.quarantined.load(Ordering::Acquire) {
             std::mem::forget(self.memory.take());
             std::mem::forget(self.dataset.take());
             if let Some(reservation) = self.reservation.take() {

@@ -52,6 +52,15 @@ pub(crate) struct StreamUse {
     pub(crate) _stream: Option<Arc<dyn Any + Send + Sync>>,
 }
 
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "other devices have none"))]
+impl StreamUse {
+    /// Whether both keep the same stream.
+    fn keeps_that_of(&self, other: &Self) -> bool {
+        let pair = self._stream.as_ref().zip(other._stream.as_ref());
+        pair.is_some_and(|(one, other)| std::ptr::addr_eq(Arc::as_ptr(one), Arc::as_ptr(other)))
+    }
+}
+
 /// Counts one more while it exists.
 #[derive(Debug)]
 pub(crate) struct Held(Arc<AtomicUsize>);
@@ -153,7 +162,12 @@ impl Share {
     #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "other devices have none"))]
     pub(crate) fn use_by(&self, stream: StreamId, using: Option<StreamUse>) {
         let mut parts = self.0.parts.lock();
-        if parts.used_on & 1 << stream == 0 {
+        let known = parts.used_on & 1 << stream != 0;
+        // Who bound it before may not have kept the stream.
+        let kept = |using: &StreamUse| {
+            using._stream.is_none() || parts.uses.iter().any(|other| other.keeps_that_of(using))
+        };
+        if !known || !using.as_ref().is_none_or(kept) {
             parts.used_on |= 1 << stream;
             parts.uses.extend(using);
         }

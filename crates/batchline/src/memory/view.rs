@@ -80,6 +80,8 @@ impl<'t> View<'t> {
         let offset = tensor.offset() as usize;
         // SAFETY: a tensor lies within its block.
         let start = unsafe { base.add(offset) };
+        // A child of a fork may find the lock taken for ever.
+        device.check()?;
         // Under the submission lock, so that no writer is between its check and its submission.
         let submit = device.core().lock_submit()?;
         device.check()?;

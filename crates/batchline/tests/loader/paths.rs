@@ -1,5 +1,8 @@
 //! Which way batches go, why, and what is left behind.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use batchline::{
     Conversion, ErrorPolicy, Gather, HostTensor, InMemory, LoadPath, MemoryLimits, Residency,
     Sampler,
@@ -320,4 +323,82 @@ fn memory_of_another_length_is_not_fetched() {
     let loader = AsyncDataLoader::new(odd(true), config).unwrap();
     let error = loader.start().unwrap_err().to_string();
     assert!(error.contains("the data set panicked: asked for its memory"), "{error}");
+}
+
+/// A data set that gives its memory up after so many questions, and says that it has grown.
+struct Fickle {
+    spec: SampleSpec,
+    memory: Vec<u8>,
+    questions: AtomicU64,
+    grown: Arc<AtomicU64>,
+}
+
+impl Fickle {
+    fn new(questions: u64) -> (Self, Arc<AtomicU64>) {
+        let spec = SampleSpec::new(DType::U8, &[4]).unwrap();
+        let (questions, grown) = (AtomicU64::new(questions), Arc::new(AtomicU64::new(0)));
+        (Self { spec, memory: vec![7; 40], questions, grown: Arc::clone(&grown) }, grown)
+    }
+}
+
+impl Dataset for Fickle {
+    fn len(&self) -> u64 {
+        10 + self.grown.load(Ordering::SeqCst)
+    }
+    fn spec(&self) -> &SampleSpec {
+        &self.spec
+    }
+    fn read(&self, _: u64, sample: &mut SampleMut<'_>) -> Result<(), BoxError> {
+        sample.input().fill(7);
+        Ok(())
+    }
+    fn contiguous(&self, _: usize) -> Option<&[u8]> {
+        let asked = |left: u64| left.checked_sub(1);
+        let left = self.questions.fetch_update(Ordering::SeqCst, Ordering::SeqCst, asked);
+        left.is_ok().then_some(&*self.memory)
+    }
+}
+
+#[test]
+fn memory_that_is_given_up_is_not_uploaded() {
+    let (memory, _) = gathering(MemoryLimits::default(), FaultPlan::default());
+    let (fickle, _) = Fickle::new(1);
+    let loader = start(fickle, builder(&memory).residency(Residency::Device));
+    let reason = loader.stats().path_reason;
+    assert!(reason.starts_with("not resident: the data set changed its memory; "), "{reason}");
+    let batch = loader.get_batch().unwrap().unwrap();
+    assert_eq!(batch.input_tensor().to_vec::<u8>().unwrap(), [7; 40]);
+}
+
+/// The last sample of as many as there once were.
+struct Last(u64);
+
+impl Sampler for Last {
+    fn len(&self) -> u64 {
+        1
+    }
+    fn index(&self, _: u64, _: u64) -> u64 {
+        self.0
+    }
+    fn fingerprint(&self) -> u64 {
+        self.0
+    }
+}
+
+/// What was registered or uploaded does not grow with the data set.
+#[test]
+fn samples_that_came_later_are_not_fetched() {
+    for residency in [Residency::Host, Residency::Device] {
+        let (memory, _) = gathering(MemoryLimits::default(), FaultPlan::default());
+        let (fickle, grown) = Fickle::new(u64::MAX);
+        let config = builder(&memory).residency(residency).sampler(Last(14)).epochs(2);
+        let loader = AsyncDataLoader::new(fickle, config.build().unwrap()).unwrap();
+        // Chosen before it grows.
+        loader.start().unwrap();
+        loader.stop().unwrap();
+        grown.store(10, Ordering::SeqCst);
+        loader.start().unwrap();
+        let error = loader.get_batch().unwrap_err().chain();
+        assert!(error.contains("the sampler named sample 14 of 10"), "{error}");
+    }
 }

@@ -10,6 +10,7 @@ use cudarc::driver::{
     CudaStream as Stream, DevicePtr, DeviceSlice, LaunchArgs, PushKernelArg, SyncOnDrop,
 };
 
+use super::lane::PER_THREAD;
 use super::queue::{CudaBinding, CudaStream};
 use super::{CudaBackend, driver};
 use crate::memory::{ConsumerQueue, Tensor};
@@ -17,7 +18,7 @@ use crate::{Element, Error, Result};
 
 /// The stream, as the driver knows it.
 fn raw(stream: &Stream) -> CudaStream {
-    CudaStream::of(driver::Stream(stream.cu_stream().cast()))
+    CudaStream::kept(driver::Stream(stream.cu_stream().cast()))
 }
 
 impl CudaBackend {
@@ -51,6 +52,14 @@ impl ConsumerQueue for Arc<Stream> {
             return Err(Error::record(
                 "a binding to a CUDA stream",
                 format!("it is not in the context of {}", tensor.device().info().name),
+            ));
+        }
+        if self.cu_stream().addr() == PER_THREAD {
+            // cudarc takes it for the same stream on each thread.
+            return Err(Error::record(
+                "a binding to a CUDA stream",
+                "cudarc's per-thread stream is another one on each thread: bind to a stream of \
+                 `CudaContext::new_stream`",
             ));
         }
         let kept = Arc::<Stream>::clone(self);

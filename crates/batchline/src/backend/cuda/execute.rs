@@ -129,7 +129,7 @@ impl Encoder<'_> {
                     return Err(Error::record("custom", "this device takes Custom::Cuda"));
                 };
                 self.issued = true;
-                let tensors = CudaCustom { stream: CudaStream::of(stream), reads, writes };
+                let tensors = CudaCustom { stream: CudaStream::of_device(stream), reads, writes };
                 match catch_unwind(AssertUnwindSafe(|| work(tensors))) {
                     Ok(Ok(())) => Ok(()),
                     Ok(Err(source)) => {

@@ -15,6 +15,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::context::{Context, Entered};
 use super::driver::{self, Event, code};
+use super::{CONSUMER, CudaStream};
 use crate::backend::{MAX_STREAMS, StreamId};
 use crate::sync::Mutex;
 use crate::{Error, Result};
@@ -87,9 +88,8 @@ impl Lane {
     /// Marks the stream's end with its next number.
     pub(super) fn mark(&self, entered: &Entered<'_>) -> Result<u64> {
         let stream = behind(self.stream());
-        if !self.owned {
-            self.check_not_captured(entered, stream)?;
-        }
+        // Our own consumer's stream, too, is one that users know.
+        self.check_not_captured(entered, stream)?;
         let mut marks = self.marks.lock();
         let value = marks.last + 1;
         marks.record(entered, stream, value, self)?;
@@ -241,7 +241,7 @@ pub(super) const OWN: usize = 4;
 
 /// `CU_STREAM_LEGACY`, for which null stands too, and `CU_STREAM_PER_THREAD`.
 const LEGACY: usize = 1;
-const PER_THREAD: usize = 2;
+pub(super) const PER_THREAD: usize = 2;
 
 /// A stream under the one of its names that it is known by.
 fn known_as(stream: driver::Stream) -> driver::Stream {
@@ -300,8 +300,17 @@ impl Lanes {
     ///
     /// # Errors
     /// Too many streams are in use.
-    pub(super) fn of_user(&self, stream: driver::Stream) -> Result<(StreamId, Option<Arc<()>>)> {
-        let stream = known_as(stream);
+    pub(super) fn of_user(&self, stream: CudaStream) -> Result<(StreamId, Option<Arc<()>>)> {
+        let (stream, ours) = (known_as(stream.raw()), stream.is_ours());
+        if ours {
+            // By a handle of another device, or of one that is gone, it may be destroyed.
+            if known_as(self.get(CONSUMER).stream()) == stream {
+                return Ok((CONSUMER, None));
+            }
+            let problem = "it is another device's own stream: bind to a stream of yours, or to the \
+                           one that `as_cuda` tells of the tensor's device";
+            return Err(Error::record("a binding to a CUDA stream", problem));
+        }
         let known = |lane: &Lane| !lane.owned && known_as(lane.stream()) == stream;
         if let Some((number, _)) = (0u8..).zip(&self.own).find(|(_, lane)| known(lane)) {
             return Ok((number, None));

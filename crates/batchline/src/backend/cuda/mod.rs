@@ -64,8 +64,8 @@ use super::{
     Backend, CommandKind, DeviceInfo, DeviceMemory, Direction, Fence, Gathers, RegisteredMemory,
     Segment, StagingMemory, StreamId, SubmitError,
 };
-use crate::Result;
 use crate::sync::Mutex;
+use crate::{Error, Result};
 
 use context::Context;
 use driver::Driver;
@@ -109,6 +109,13 @@ impl CudaBackend {
     /// # Errors
     /// [`Error::NoDevice`](crate::Error::NoDevice) says what is missing.
     pub(crate) fn open(ordinal: usize, consumer: Option<CudaStream>) -> Result<Self> {
+        if consumer.is_some_and(CudaStream::is_ours) {
+            return Err(Error::NoDevice {
+                wanted: format!("cuda:{ordinal}"),
+                reason: "the stream is another device's own, and goes with it".to_owned(),
+                remedy: "open the device for a stream of yours".to_owned(),
+            });
+        }
         let context = Arc::new(Context::open(ordinal)?);
         let entered = context.enter()?;
         let lanes = Lanes::new(&context, &entered, consumer.map(CudaStream::raw))?;
@@ -129,7 +136,7 @@ impl CudaBackend {
 
     /// The consumer's stream.
     pub(crate) fn consumer(&self) -> CudaStream {
-        CudaStream::of(self.lanes.get(CONSUMER).stream())
+        CudaStream::of_device(self.lanes.get(CONSUMER).stream())
     }
 
     /// The device's number.

@@ -15,13 +15,27 @@ use crate::{Error, Result};
 /// Binding a batch to it orders its work behind the batch; dropping the batch orders the memory's
 /// next use behind the work that was on the stream until then. Don't drop it while the stream is
 /// being captured into a graph: where the stream is cannot be known then, and the memory is given
-/// up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CudaStream(driver::Stream);
+/// up. For the legacy and the per-thread default stream, that is while any blocking stream of the
+/// context is captured.
+#[derive(Debug, Clone, Copy)]
+pub struct CudaStream {
+    raw: driver::Stream,
+    /// Whether it is a device's own, and not one that a user has made a promise about.
+    ours: bool,
+}
+
+/// Whether both are the same handle.
+impl PartialEq for CudaStream {
+    fn eq(&self, other: &Self) -> bool {
+        self.raw == other.raw
+    }
+}
+
+impl Eq for CudaStream {}
 
 impl CudaStream {
     /// The legacy default stream, which every context has.
-    pub(crate) const LEGACY: Self = Self(driver::Stream::NULL);
+    pub(crate) const LEGACY: Self = Self { raw: driver::Stream::NULL, ours: false };
 
     /// A stream by its raw handle. Null is the legacy default stream, as 1 is; 2 is the per-thread
     /// default stream of whoever calls.
@@ -29,22 +43,34 @@ impl CudaStream {
     /// # Safety
     /// The stream belongs to the primary context of the device that it is used with. It exists for
     /// as long as a device that was opened for it; until a tensor that was bound to it, and all
-    /// tensors of its batch, are dropped; and until the deleter of an export for it has run.
+    /// tensors of its batch, are dropped, and no export, command buffer or frozen chain names one of
+    /// them; and until the deleter of an export for it has run.
     pub unsafe fn from_raw(stream: *mut c_void) -> Self {
-        Self(driver::Stream(stream))
+        Self { raw: driver::Stream(stream), ours: false }
     }
 
     /// The raw handle.
     pub fn as_raw(self) -> *mut c_void {
-        self.0.0
+        self.raw.0
     }
 
-    pub(super) fn of(stream: driver::Stream) -> Self {
-        Self(stream)
+    /// A device's own stream, which goes with it: a handle to it is not taken on trust.
+    pub(super) fn of_device(raw: driver::Stream) -> Self {
+        Self { raw, ours: true }
+    }
+
+    /// A stream that is kept by what names it.
+    #[cfg(feature = "cudarc")]
+    pub(super) fn kept(raw: driver::Stream) -> Self {
+        Self { raw, ours: false }
     }
 
     pub(super) fn raw(self) -> driver::Stream {
-        self.0
+        self.raw
+    }
+
+    pub(super) fn is_ours(self) -> bool {
+        self.ours
     }
 }
 
@@ -103,7 +129,7 @@ impl CudaStream {
     ) -> Result<(StreamId, Option<StreamUse>)> {
         let core = tensor.device().core();
         core.check()?;
-        let (number, token) = core.health().notice(backend.lanes.of_user(self.0))?;
+        let (number, token) = core.health().notice(backend.lanes.of_user(self))?;
         let written = tensor.storage().block().usage.lock().written;
         core.health().notice(backend.consumer_after(number, written.as_slice()))?;
         Ok((number, token.map(|token| StreamUse { _number: token, _stream: stream })))

@@ -152,7 +152,7 @@ impl CudaRegistered {
                 Ok(Self { range, starts, device, context: Arc::clone(context) })
             }
             Err((starts, code)) => {
-                table.remove(&starts, unregister);
+                table.remove(&starts, |start, who| unregister(start, &who, context));
                 Err(refused(code))
             }
         }
@@ -203,10 +203,11 @@ pub(super) fn device_address(
     Ok(first)
 }
 
-/// Takes a piece back from the driver, by way of the context that it was registered in.
-fn unregister(start: usize, context: Arc<Context>) {
+/// Takes a piece back from the driver, by way of the context that it was registered in, or of its
+/// last user's where that one is lost.
+fn unregister(start: usize, who: &Context, last: &Context) {
     // What a lost device may still read stays registered.
-    let Ok(entered) = context.enter() else { return };
+    let Ok(entered) = who.enter().or_else(|_| last.enter()) else { return };
     // SAFETY: registered with this start, and its last user is gone.
     unsafe { (entered.driver().cuMemHostUnregister)(start as *mut c_void) };
 }
@@ -223,7 +224,8 @@ impl Drop for CudaRegistered {
     fn drop(&mut self) {
         // In a child nobody may ever unlock the table.
         if !self.context.is_forked() {
-            TABLE.lock().remove(&self.starts, unregister);
+            let last = &self.context;
+            TABLE.lock().remove(&self.starts, |start, who| unregister(start, &who, last));
         }
     }
 }
