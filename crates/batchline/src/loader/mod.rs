@@ -138,7 +138,9 @@ impl AsyncDataLoader {
         })
     }
 
-    /// Allocates the buffers, starts the threads, and begins to read. After a
+    /// Allocates the buffers, starts the threads, and begins to read. The first time it chooses the
+    /// [path](crate::guide::paths) to the device, and registers or uploads the data set for it, which
+    /// takes its time and is not cut short by a `stop`. After a
     /// [`stop`](Self::stop) it begins anew, where the settings say: at the beginning, or at the
     /// state to resume from. Each start is a new generation.
     ///
