@@ -107,7 +107,7 @@ impl CudaBackend {
     /// Opens a device by its number, with a consumer's stream of its own or a user's.
     ///
     /// # Errors
-    /// [`Error::NoDevice`](crate::Error::NoDevice) says what is missing.
+    /// [`Error::NoDevice`] says what is missing.
     pub(crate) fn open(ordinal: usize, consumer: Option<CudaStream>) -> Result<Self> {
         if consumer.is_some_and(CudaStream::is_ours) {
             return Err(Error::NoDevice {
@@ -127,7 +127,7 @@ impl CudaBackend {
     /// The devices that the driver shows.
     ///
     /// # Errors
-    /// [`Error::NoDevice`](crate::Error::NoDevice) says what is missing.
+    /// [`Error::NoDevice`] says what is missing.
     pub(crate) fn devices() -> Result<Vec<DeviceInfo>> {
         let driver = Driver::get()?;
         let count = context::count(driver)?;
