@@ -41,7 +41,7 @@ fn a_steady_state_makes_few_calls() {
         (false, false, 0, 8),
         (true, false, 0, 8),
         (false, true, 0, 8),
-        (true, true, 0, 11),
+        (true, true, 0, 10),
         (false, false, 100, 8),
         (true, false, 100, 8),
     ] {

@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::{c_int, c_void};
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::context::{Context, Entered};
@@ -35,6 +35,8 @@ pub(super) struct Lane {
     stream: AtomicPtr<c_void>,
     /// A user's stream is not ours to destroy.
     owned: bool,
+    /// Whether users know of it though it is ours.
+    shown: AtomicBool,
     marks: Mutex<Marks>,
     /// The last number known to have passed.
     passed: AtomicU64,
@@ -63,7 +65,8 @@ impl Lane {
 
     fn of(entered: &Entered<'_>, stream: driver::Stream, owned: bool) -> Result<Self> {
         let (stream, marks) = (AtomicPtr::new(stream.0), Mutex::new(Marks::default()));
-        let lane = Self { stream, owned, marks, passed: AtomicU64::new(0) };
+        let (shown, passed) = (AtomicBool::new(false), AtomicU64::new(0));
+        let lane = Self { stream, owned, shown, marks, passed };
         if let Err(error) = lane.stock(entered) {
             lane.close(entered);
             return Err(error);
@@ -80,6 +83,11 @@ impl Lane {
         Ok(())
     }
 
+    /// Notes that users learn of the stream: they may capture it from now on.
+    pub(super) fn show(&self) {
+        self.shown.store(true, Ordering::Release);
+    }
+
     /// The stream.
     pub(super) fn stream(&self) -> driver::Stream {
         driver::Stream(self.stream.load(Ordering::Acquire))
@@ -88,8 +96,9 @@ impl Lane {
     /// Marks the stream's end with its next number.
     pub(super) fn mark(&self, entered: &Entered<'_>) -> Result<u64> {
         let stream = behind(self.stream());
-        // Our own consumer's stream, too, is one that users know.
-        self.check_not_captured(entered, stream)?;
+        if !self.owned || self.shown.load(Ordering::Acquire) {
+            self.check_not_captured(entered, stream)?;
+        }
         let mut marks = self.marks.lock();
         let value = marks.last + 1;
         marks.record(entered, stream, value, self)?;

@@ -136,7 +136,9 @@ impl CudaBackend {
 
     /// The consumer's stream.
     pub(crate) fn consumer(&self) -> CudaStream {
-        CudaStream::of_device(self.lanes.get(CONSUMER).stream())
+        let lane = self.lanes.get(CONSUMER);
+        lane.show();
+        CudaStream::of_device(lane.stream())
     }
 
     /// The device's number.
