@@ -7,8 +7,8 @@
 #                                        there: the parts, each with a limit of its own, and a
 #                                        table last; raw figures and the log go to OUT (FOLDER/out)
 #
-# Parts: tests, sanitizer, checksums, device, paths, files, peers, and stress (300 s), which runs
-# only where it is named. Without it all of them end within nine minutes. --quick uses tiny sizes,
+# Parts: tests, sanitizer, checksums, device, paths, training, files, peers, and stress (300 s), which
+# runs only where it is named. Without it all of them end within nine minutes. --quick uses tiny sizes,
 # to see that everything works; without a GPU that is done on the driver that pretends to have one:
 #
 #   PROFILE=dev ci/gpu.sh build
@@ -107,15 +107,15 @@ print(result["checksum"], result["path"])' <<<"$result")")
     done
 }
 
-# sanitizer TOOL TEST...: tests by what their names hold, but for those that start programs or
-# provoke faults on purpose.
+# sanitizer TOOL TEST...: tests by what their names hold, but for those that start programs, provoke
+# faults on purpose, or hold a stream back while memory is allocated, which a sanitizer waits with.
 sanitizer() {
     local tool="$1" program
     shift
     program="$(command -v compute-sanitizer ||
         ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1 || true)"
     [[ -n "$program" ]] || left_out "compute-sanitizer is not found"
-    local skipped=(lost any_call any_settings without_a_gpu calls:: failures:: missing::
+    local skipped=(lost a_binding_keeps any_call any_settings without_a_gpu calls:: failures:: missing::
         copies_by_a_driver copies_in_batches_as destroyed)
     local more=()
     # What the driver refuses is no fault here: tests ask for such things.
@@ -174,11 +174,12 @@ parts() {
             tests) row tests 70 "$here/cuda-tests" --test-threads=1 ;;
             sanitizer)
                 row memcheck 75 sanitizer memcheck conformance stream output custom_work nothing_is gather:: dlpack::
-                row racecheck 45 sanitizer racecheck conformance stream output
+                row racecheck 100 sanitizer racecheck conformance every_way
                 ;;
             checksums) row checksums 35 checksums ;;
             device) row device 40 bench "$out/device.json" device "${more[@]}" ;;
-            paths) row paths 125 bench "$out/paths.json" paths training "${more[@]}" ;;
+            paths) row paths 150 bench "$out/paths.json" paths "${more[@]}" ;;
+            training) row training 60 bench "$out/training.json" training "${more[@]}" ;;
             files) row files 30 bench "$out/files.json" files "${more[@]}" ;;
             peers)
                 local budget="${PEERS_SECONDS:-110}"
@@ -195,7 +196,7 @@ parts() {
                 ;;
         esac
     done
-    for part in device paths files peers; do
+    for part in device paths training files peers; do
         [[ ! -s "$out/$part.json" ]] || figures+=("$out/$part.json")
     done
     if [[ ${#figures[@]} -gt 0 ]]; then
@@ -216,10 +217,10 @@ run() {
     fi
     out="${1:-$here/out}"
     shift || true
-    [[ $# -gt 0 ]] || set -- tests sanitizer checksums device paths files peers
+    [[ $# -gt 0 ]] || set -- tests sanitizer checksums device paths training files peers
     mkdir -p "$out"
     # What an earlier run left would be taken for figures of this one.
-    rm -f "$out"/{device,paths,files,peers}.json "$out"/{soak.csv,tables.md,log.txt}
+    rm -f "$out"/{device,paths,training,files,peers}.json "$out"/{soak.csv,tables.md,log.txt}
     parts "$out" "$quick" "$@" 2>&1 | tee "$out/log.txt"
 }
 

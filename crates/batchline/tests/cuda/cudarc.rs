@@ -73,8 +73,8 @@ fn a_binding_keeps_the_stream() {
     let driver = Driver::load();
     let tensor = memory.upload(&[1u8; 4096], &[4096]).unwrap();
     let address = tensor.bind(&stream).unwrap().address();
-    let gate = driver.hold(raw(&stream));
     let bytes = driver.page_locked(4096);
+    let gate = driver.hold(raw(&stream));
     driver.read(raw(&stream), address, bytes);
     drop(stream);
     drop(tensor);

@@ -279,8 +279,8 @@ fn kernels_that_are_not_taken() {
         the device; load without converting, or use wgpu";
     for (settings, said) in [
         ("version=9000", too_old),
-        ("fail=cuModuleLoadData:1:218,fail=cuModuleLoadData:1:218", other),
-        ("fail=cuModuleLoadData:1:209,fail=cuModuleLoadData:1:209", none),
+        ("fail=cuModuleLoadData:1:218,fail=cuModuleLoadData:2:218", other),
+        ("fail=cuModuleLoadData:1:209,fail=cuModuleLoadData:2:209", none),
     ] {
         let Some(fake) = pretended(settings) else { return };
         let memory = MemoryManager::with_limits(&Device::cuda(0).unwrap(), MemoryLimits::default());

@@ -1,4 +1,4 @@
-//! The kernels: loaded when the first one is needed, launched with checked arguments.
+//! The kernels: loaded when the device is opened, launched with checked arguments.
 #![allow(unsafe_code, reason = "calls the driver")]
 
 use std::ffi::{CStr, CString, c_void};
@@ -94,8 +94,18 @@ pub(super) struct Rows {
 }
 
 impl Kernels {
-    pub(super) fn new(context: &Arc<Context>) -> Self {
-        Self { context: Arc::clone(context), loaded: Mutex::new(None) }
+    /// Loads them, where the device can run them: the driver does that only once everything that
+    /// was enqueued before is over, so later on it would wait for work of the user's, which may wait
+    /// for a batch. What goes wrong is told to who first needs one; it is then tried again.
+    ///
+    /// # Errors
+    /// The device is lost.
+    pub(super) fn new(context: &Arc<Context>, entered: &Entered<'_>) -> Result<Self> {
+        let loaded = match context.runs_kernels.then(|| Loaded::load(entered)).transpose() {
+            Err(lost) if lost.is_device_lost() => return Err(lost),
+            loaded => loaded.unwrap_or_default(),
+        };
+        Ok(Self { context: Arc::clone(context), loaded: Mutex::new(loaded) })
     }
 
     /// Writes `count` elements of 8 bytes.

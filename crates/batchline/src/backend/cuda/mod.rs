@@ -58,6 +58,7 @@ mod registered;
 use std::any::Any;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{
@@ -84,8 +85,10 @@ const PREPARE: StreamId = 1;
 const READ_BACK: StreamId = 2;
 const CONSUMER: StreamId = 3;
 
-/// How long events are looked at without a pause. Small batches take the device less, and a pause
-/// takes the system several times longer than asked for.
+/// How long events are looked at without a pause, where that was enough the last time, and where it
+/// was not. A pause takes the system some 60 us, however short it is asked to be; small batches take
+/// the device less.
+const LONG_LOOK: Duration = Duration::from_micros(100);
 const LOOK: Duration = Duration::from_micros(20);
 
 /// The longest pause between two looks at an event.
@@ -97,6 +100,8 @@ pub(crate) struct CudaBackend {
     lanes: Lanes,
     kernels: Kernels,
     copies: Mutex<Copies>,
+    /// Whether the last wait for an event ended within [`LONG_LOOK`].
+    was_short: AtomicBool,
     /// Keeps the consumer's stream, where that is possible.
     _consumer: Option<Arc<dyn Any + Send + Sync>>,
     /// Last: everything else is on it.
@@ -119,9 +124,10 @@ impl CudaBackend {
         let context = Arc::new(Context::open(ordinal)?);
         let entered = context.enter()?;
         let lanes = Lanes::new(&context, &entered, consumer.map(CudaStream::raw))?;
+        let (kernels, copies) = (Kernels::new(&context, &entered)?, Mutex::default());
         drop(entered);
-        let (kernels, copies) = (Kernels::new(&context), Mutex::default());
-        Ok(Self { lanes, kernels, copies, _consumer: None, context })
+        let was_short = AtomicBool::new(false);
+        Ok(Self { lanes, kernels, copies, was_short, _consumer: None, context })
     }
 
     /// The devices that the driver shows.
@@ -200,18 +206,25 @@ unsafe impl Backend for CudaBackend {
         }
         let entered = self.context.enter()?;
         let began = Instant::now();
+        let was_short = self.was_short.load(Ordering::Relaxed);
+        let look = if was_short { LONG_LOOK } else { LOOK };
         let mut pause = Duration::from_micros(5);
         loop {
-            if lane.has_passed(&entered, fence.value)? {
+            let passed = lane.has_passed(&entered, fence.value)?;
+            let elapsed = began.elapsed();
+            if passed || elapsed > LONG_LOOK {
+                self.was_short.store(elapsed < LONG_LOOK, Ordering::Relaxed);
+            }
+            if passed {
                 return Ok(true);
             }
-            let elapsed = began.elapsed();
             let left = timeout.saturating_sub(elapsed);
             if left.is_zero() {
                 return Ok(false);
             }
-            if elapsed < LOOK {
-                (0..16).for_each(|_| std::hint::spin_loop());
+            if elapsed < look {
+                // Who fills or submits the next batch may need the processor.
+                std::thread::yield_now();
                 continue;
             }
             std::thread::sleep(pause.min(left));
