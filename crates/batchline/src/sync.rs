@@ -46,6 +46,10 @@ pub(crate) struct Condvar {
     notified: AtomicUsize,
     /// Waits in a row before which looking was of no use, or was left out.
     misses: AtomicUsize,
+    /// Threads that look for a notification and that no one has counted on yet: each is good for
+    /// one notification that needs no call of the system. It is raised under the lock, and a thread
+    /// that finds itself counted on looks at the condition again before it sleeps.
+    looking: AtomicUsize,
 }
 
 /// Whether a wait has looked for a notification already.
@@ -58,7 +62,13 @@ const LOOK: Duration = Duration::from_micros(10);
 impl Condvar {
     pub(crate) fn new() -> Self {
         let none = || AtomicUsize::new(0);
-        Self { inner: imp::Condvar::new(), waiting: none(), notified: none(), misses: none() }
+        Self {
+            inner: imp::Condvar::new(),
+            waiting: none(),
+            notified: none(),
+            misses: none(),
+            looking: none(),
+        }
     }
 
     /// As [`wait_at_most`](Self::wait_at_most), for news that mostly comes within microseconds: the
@@ -70,9 +80,15 @@ impl Condvar {
         looked: &mut Looked,
         timeout: Option<Duration>,
     ) -> MutexGuard<'a, T> {
-        // A model has no time to lose.
-        if cfg!(loom) || std::mem::replace(&mut looked.0, true) {
+        if std::mem::replace(&mut looked.0, true) {
             return self.wait_at_most(guard, timeout);
+        }
+        // A model has no time to lose: it looks each time, and for no time at all.
+        if cfg!(loom) {
+            self.looking.fetch_add(1, Ordering::Relaxed);
+            drop(guard);
+            self.look_no_more();
+            return mutex.lock();
         }
         // After a few misses only now and then.
         let misses = self.misses.fetch_add(1, Ordering::Relaxed);
@@ -80,6 +96,7 @@ impl Condvar {
             return self.wait_at_most(guard, timeout);
         }
         let before = self.notified.load(Ordering::Relaxed);
+        self.looking.fetch_add(1, Ordering::Relaxed);
         drop(guard);
         let began = now();
         for round in 0.. {
@@ -93,8 +110,19 @@ impl Condvar {
             }
             std::hint::spin_loop();
         }
+        self.look_no_more();
         // Not asleep yet: the caller looks at its condition first.
         mutex.lock()
+    }
+
+    /// One thread less that looks; or it was counted on, and is not counted any more.
+    ///
+    /// Without an order of its own: where this comes behind a notifier that counts on it, the lock
+    /// that follows comes behind the notifier's, too. Else that one's would have come behind, and
+    /// with it what it does to the count.
+    fn look_no_more(&self) -> bool {
+        let less = |looking: usize| looking.checked_sub(1);
+        self.looking.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
     }
 
     pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
@@ -129,9 +157,10 @@ impl Condvar {
         }
     }
 
+    /// Has one of the threads that wait look at the condition again.
     pub(crate) fn notify_one(&self) {
         self.notified.fetch_add(1, Ordering::Relaxed);
-        if self.waiting.load(Ordering::Relaxed) > 0 {
+        if !self.look_no_more() && self.waiting.load(Ordering::Relaxed) > 0 {
             self.inner.notify_one();
         }
     }

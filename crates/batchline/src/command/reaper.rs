@@ -9,7 +9,7 @@ use std::thread::{JoinHandle, ThreadId};
 use super::submission::{Fences, Progress, Record, Work};
 use crate::device::Health;
 use crate::process::Process;
-use crate::sync::{Condvar, Mutex, spawn_named};
+use crate::sync::{Condvar, Looked, Mutex, spawn_named};
 use crate::{Error, Result};
 
 /// Records that are done and kept to be used again.
@@ -151,6 +151,7 @@ impl Queue {
 
     /// The record in front, once it has left `Recorded`; `None` when all is over.
     fn next(&self) -> Option<Arc<Record>> {
+        let mut looked = Looked::default();
         let mut state = self.state.lock();
         loop {
             if let Some(record) = state.records.front() {
@@ -160,7 +161,7 @@ impl Queue {
             } else if state.closed {
                 return None;
             }
-            state = self.changed.wait(state);
+            state = self.changed.wait_eagerly(&self.state, state, &mut looked, None);
         }
     }
 }

@@ -15,6 +15,9 @@ use crate::source::{BatchLayout, SampleSpec};
 use crate::staging::StagingBufferPool;
 use crate::{DType, Error, MemoryManager, Result, Shape};
 
+/// Slots for each output, where slots hold only numbers of samples.
+const NUMBERS: usize = 4;
+
 /// See the [module](self).
 #[derive(Debug)]
 pub(crate) struct Buffers {
@@ -84,6 +87,8 @@ impl Buffers {
 
         let unified = memory.device().info().unified;
         let (ahead, delivered) = (config.prefetch_depth, config.prefetch_depth + config.max_held);
+        // Numbers take little, and small batches are over sooner than anybody learns of it.
+        let wanted = if route.is_staged() { ahead } else { NUMBERS * delivered };
         let mut stock = Stock { memory, blocks: Default::default(), most: [0; 3] };
         let (in_bytes, raw_bytes, out_bytes) =
             (layout.bytes, raw_layout.bytes, output_layout.bytes);
@@ -91,8 +96,6 @@ impl Buffers {
             None
         } else {
             let fitting = usize::try_from(memory.fitting_staging(in_bytes)?).unwrap_or(usize::MAX);
-            // Numbers take little, and with a slot for each output nobody waits for one.
-            let wanted = if route.is_staged() { ahead } else { delivered };
             Some(StagingBufferPool::with_buffer_size(memory, wanted.min(fitting), in_bytes)?)
         };
         // Slots, raw batches and outputs of device memory.
@@ -124,7 +127,7 @@ impl Buffers {
             outputs,
             output_layout,
             convert,
-            commands: CommandBufferPool::new(memory, delivered)?,
+            commands: CommandBufferPool::new(memory, wanted.max(delivered))?,
             memory: memory.clone(),
             // One more, as a batch that is dropped gives its memory back before its list.
             lists: Arc::new(Lists::new(count + 1, spec.tensors().len())),

@@ -82,8 +82,11 @@ pub(crate) struct Outcome {
 #[derive(Debug)]
 pub(crate) struct Ring<S = Slot> {
     state: Mutex<State<S>>,
-    /// Workers wait here for rows, or for their turn to open a ticket.
+    /// Workers wait here for rows, or for their turn to open a ticket. One is woken at a time: who
+    /// takes a task wakes the next where there is more to do.
     work: Condvar,
+    /// Workers wait here for time to pass before they try a sample again.
+    stopping: Condvar,
     /// A copy of the state's flag that can be read without the lock.
     stopped: AtomicBool,
 }
@@ -123,6 +126,7 @@ impl<S: Fillable> Ring<S> {
                 stopped: false,
             }),
             work: Condvar::new(),
+            stopping: Condvar::new(),
             stopped: AtomicBool::new(false),
         }
     }
@@ -150,6 +154,12 @@ impl<S: Fillable> Ring<S> {
                     // come back, and rows below `claimed` are never dealt out again.
                     let claim =
                         unsafe { Claim::new(number, &ticket.slot, &ticket.layout, first, end) };
+                    // There are rows left, or a ticket to open.
+                    let more = end < place.rows.rows || !state.ended;
+                    drop(state);
+                    if more {
+                        self.work.notify_one();
+                    }
                     return Task::Fill(place, claim);
                 }
             }
@@ -198,7 +208,10 @@ impl<S: Fillable> Ring<S> {
         let claim = claimed.then(|| unsafe { Claim::new(number, &ticket.slot, layout, 0, rows) });
         state.tickets.push_back(ticket);
         drop(state);
-        self.work.notify_all();
+        // Else the caller asks for a task next, and wakes others itself.
+        if claimed {
+            self.work.notify_one();
+        }
         claim
     }
 
@@ -275,6 +288,7 @@ impl<S: Fillable> Ring<S> {
         self.state.lock().stopped = true;
         self.stopped.store(true, Ordering::Release);
         self.work.notify_all();
+        self.stopping.notify_all();
     }
 
     /// Whether it was stopped. Workers ask before each row.
@@ -294,7 +308,7 @@ impl<S: Fillable> Ring<S> {
         while !state.stopped
             && let Some(left) = patience.left()
         {
-            state = self.work.wait_at_most(state, left);
+            state = self.stopping.wait_at_most(state, left);
         }
         state.stopped
     }

@@ -27,8 +27,9 @@ impl Pipeline {
         // Rows that are claimed at once. One at first, until it is known how long one takes.
         let mut most = 1;
         let batch = self.config.batch_size;
-        // No more than a share of the batch, so that all workers have some of it.
-        let share = (batch / (2 * self.config.workers as u64)).max(1);
+        // What a row took lately: a mean that each claim moves by a quarter, so that neither a slow
+        // sample nor a turn on the processor that was lost has the worker claim single rows for long.
+        let mut usual = Duration::ZERO;
         // The samples of a claim; kept, so that nothing is allocated per claim.
         let mut indices = Vec::with_capacity(usize::try_from(batch.min(1 << 16)).unwrap_or(0));
         let mut meter = Meter::new(&self.counters.processor);
@@ -64,12 +65,12 @@ impl Pipeline {
                         }
                     };
                     let rows = claim.end - claim.first;
-                    let full = self.ring.hand_back(claim, outcome);
+                    // Without the wait for the lock: where that is long, smaller claims only add to it.
                     let each = lap.spent(Doing::Working) / u32::try_from(rows).unwrap_or(u32::MAX);
-                    let fitting = CLAIM_TIME.as_nanos() / each.as_nanos().max(1);
-                    let fitting = u64::try_from(fitting).unwrap_or(u64::MAX);
-                    // A batch that is made so fast is not worth sharing.
-                    most = if fitting >= batch { batch } else { fitting.clamp(1, share) };
+                    let full = self.ring.hand_back(claim, outcome);
+                    usual = if usual.is_zero() { each } else { (3 * usual + each) / 4 };
+                    let fitting = CLAIM_TIME.as_nanos() / usual.as_nanos().max(1);
+                    most = u64::try_from(fitting).unwrap_or(u64::MAX).clamp(1, batch);
                     if full {
                         self.submit_full(&mut lap);
                     }

@@ -33,6 +33,10 @@ const ROUNDS: usize = 8;
 /// don't. It makes walks long where the data set is tiny: 256 / `len` runs on average.
 const LEAST_BITS: u32 = 8;
 
+/// Numbers that go through the network side by side. A round waits for the one before, and the
+/// processor has room for several: 10 ns for each of eight, where one after the other took 26.
+const ABREAST: usize = 8;
+
 /// An order of `0..len` that depends on a key: each number occurs once.
 ///
 /// It takes no memory to speak of and no time to make, and each position is computed on its own, in
@@ -100,8 +104,13 @@ impl Permutation {
     pub fn indices(&self, first: u64, indices: &mut [u64]) {
         let end = first.checked_add(indices.len() as u64).filter(|end| *end <= self.len);
         assert!(end.is_some(), "positions from {first} on of a permutation of {}", self.len);
-        // Without a branch in it: the processor works on several at a time.
-        for (position, index) in (first..).zip(&mut *indices) {
+        let (groups, rest) = indices.as_chunks_mut::<ABREAST>();
+        let mut next = first;
+        for group in groups {
+            *group = self.networks(std::array::from_fn(|place| next + place as u64));
+            next += ABREAST as u64;
+        }
+        for (position, index) in (next..).zip(rest) {
             *index = self.network(position);
         }
         for index in indices {
@@ -109,6 +118,21 @@ impl Permutation {
                 *index = self.network(*index);
             }
         }
+    }
+
+    /// [`network`](Self::network) of several numbers, a round of all of them at a time.
+    fn networks(&self, numbers: [u64; ABREAST]) -> [u64; ABREAST] {
+        let mut left = numbers.map(|number| number >> self.right);
+        let mut right = numbers.map(|number| number & (u64::MAX >> (u64::BITS - self.right)));
+        for keys in self.keys.chunks_exact(2) {
+            for (left, right) in left.iter_mut().zip(&right) {
+                *left ^= scramble(right ^ keys[0]) >> (u64::BITS - self.left);
+            }
+            for (left, right) in left.iter().zip(&mut right) {
+                *right ^= scramble(left ^ keys[1]) >> (u64::BITS - self.right);
+            }
+        }
+        std::array::from_fn(|place| left[place] << self.right | right[place])
     }
 
     /// The bijection of `0..2^(left + right)`. Instead of changing places, the parts take turns.
