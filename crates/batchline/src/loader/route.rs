@@ -214,11 +214,9 @@ impl Route {
                 _ => GatherBy::Kernel,
             })
         });
-        let mut by = by.collect::<Result<Vec<_>>>()?;
-        let fused = config.gather != Gather::Copies && is_fused(spec, config, gathers)?;
-        if fused {
-            by[0] = GatherBy::Kernel;
-        }
+        let by = by.collect::<Result<Vec<_>>>()?;
+        // Rows that copies fetch faster are converted behind them, while the next ones come.
+        let fused = by[0] == GatherBy::Kernel && is_fused(spec, config, gathers)?;
         let what = match by[0] {
             GatherBy::Copies => "copies",
             GatherBy::Kernel if fused => "a kernel that converts on the way",

@@ -300,10 +300,9 @@ INLINE void convert_job(Span span, const Job &job) {
     convert_each<S, D, MAP>(span, job, done);
 }
 
-template <class S, class D>
-INLINE void convert(Span span, const u8 *src, u8 *dst, u64 elements, u64 channels, u64 pixels,
-                    u32 flags, const float *scale, const float *bias) {
-    if (elements == 0) return;
+// What a kernel was told to convert; `elements` is not 0.
+INLINE Job job_of(const u8 *src, u8 *dst, u64 elements, u64 channels, u64 pixels, u32 flags,
+                  const float *scale, const float *bias) {
     bool map = flags & FLAG_AFFINE;
     Job job = {src, dst, elements, channels, pixels, (flags & FLAG_SOURCE_NCHW) != 0,
                (flags & FLAG_TARGET_NCHW) != 0, {map ? scale : nullptr, map ? bias : nullptr}};
@@ -316,9 +315,16 @@ INLINE void convert(Span span, const u8 *src, u8 *dst, u64 elements, u64 channel
     }
     // Only whole images can be put in another order.
     if (job.from_planes != job.to_planes) job.elements -= elements % (channels * pixels);
+    return job;
+}
 
+template <class S, class D>
+INLINE void convert(Span span, const u8 *src, u8 *dst, u64 elements, u64 channels, u64 pixels,
+                    u32 flags, const float *scale, const float *bias) {
+    if (elements == 0) return;
+    Job job = job_of(src, dst, elements, channels, pixels, flags, scale, bias);
     if constexpr (plain_differs<S, D>) {
-        if (!map) return convert_job<S, D, false>(span, job);
+        if (!(flags & FLAG_AFFINE)) return convert_job<S, D, false>(span, job);
     }
     convert_job<S, D, true>(span, job);
 }
@@ -481,16 +487,60 @@ SHARED void gather_rows(u32 slice, u32 slices, const u64 *indices, u64 rows, con
     }
 }
 
+// Elements of a row that a thread makes at a time where rows are short: 16 bytes of the source.
+constexpr u32 SHORT_UNIT = 16;
+// The longest of these rows.
+constexpr u64 SHORT = 16384;
+
+// Short rows whose elements stay in order, as if they were one: what is worked out once for a row
+// would take longer than the row. `ONE`: there is one channel.
+template <class D, bool ONE>
+INLINE void gather_short(Shares shares, const u64 *indices, u64 rows, const Job &job) {
+    constexpr u32 G = group<D>;
+    u32 units = (u32)job.elements / SHORT_UNIT, channels = (u32)job.channels;
+    u32 threads = block_size().x * block_size().y;
+    u32 thread = thread_index().y * block_size().x + thread_index().x;
+    u64 first = ((u64)block_index().x * shares.slices + shares.slice) * threads + thread;
+    u64 step = (u64)grid_size().x * shares.slices * threads;
+    float one_scale = ONE ? job.factors.scale(0) : 0, one_bias = ONE ? job.factors.bias(0) : 0;
+    for (u64 at = first; at < rows * units; at += step) {
+        u32 row = (u32)at / units, unit = (u32)at % units;
+        u32 bits[SHORT_UNIT];
+        load<U8>(job.src + fetch(indices + row) * job.elements + unit * SHORT_UNIT, bits);
+        u8 *to = job.dst + (row * job.elements + unit * SHORT_UNIT) * D::size;
+        u32 channel = ONE ? 0 : unit * SHORT_UNIT % channels;
+#pragma unroll
+        for (u32 k = 0; k < SHORT_UNIT / G; ++k) {
+            u32 made[G];
+#pragma unroll
+            for (u32 i = 0; i < G; ++i) {
+                float scale = ONE ? one_scale : job.factors.scale(channel);
+                float bias = ONE ? one_bias : job.factors.bias(channel);
+                made[i] = convert_bits<U8, D, true>(bits[k * G + i], scale, bias);
+                if (!ONE) channel = channel + 1 == channels ? 0 : channel + 1;
+            }
+            store<D>(to + k * G * D::size, made);
+        }
+    }
+}
+
 // Rows of `elements` bytes, which are whole images.
 template <class D>
 INLINE void gather_convert(Shares shares, const u64 *indices, u64 rows, const u8 *src, u8 *dst,
                            u64 elements, u64 channels, u64 pixels, u32 flags, const float *scale,
                            const float *bias) {
+    if (elements == 0) return;
+    Job job = job_of(src, dst, elements, channels, pixels, flags, scale, bias);
+    bool is_short = elements <= SHORT && elements % SHORT_UNIT == 0 && aligned(src, dst, 16);
+    if (is_short && !job.from_planes && !job.to_planes && rows * elements >> 32 == 0) {
+        if (job.channels == 1) return gather_short<D, true>(shares, indices, rows, job);
+        return gather_short<D, false>(shares, indices, rows, job);
+    }
     Rows some(shares.slice, shares.slices, elements / group<D>);
     for (u64 row = some.rows.first; row < rows; row += some.rows.step) {
-        convert<U8, D>(some.in_row, src + fetch(indices + row) * elements,
-                       dst + row * elements * D::size, elements, channels, pixels, flags, scale,
-                       bias);
+        job.src = src + fetch(indices + row) * elements;
+        job.dst = dst + row * elements * D::size;
+        convert_job<U8, D, true>(some.in_row, job);
     }
 }
 
