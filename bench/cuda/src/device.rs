@@ -126,6 +126,7 @@ fn nothing(
     let bytes = rows.batch_bytes();
     let contenders = vec![Contender::new(entry, ours), link(driver, row, bytes, "GB/s", 1e9, span)];
     in_turn(report, settings.rounds, contenders);
+    submission(settings, "a batch of 38.5 MB, staged, nothing written", &flow, report);
 }
 
 /// Random rows, beside as many threads that copy the same rows and send nothing; and what a batch
@@ -141,17 +142,21 @@ fn random_rows(settings: &Settings, memory: &MemoryManager, rows: &Rows, report:
     in_turn(report, settings.rounds, contenders);
 
     let flow = Flow::verified(memory, rows, rows.dataset(), &work).expect("the staged path");
+    submission(settings, "a batch of 38.5 MB, staged", &flow, report);
+}
+
+/// What a batch takes whoever submits it, and all threads together.
+fn submission(settings: &Settings, row: &str, flow: &Flow, report: &mut Report) {
     let (mut submitting, mut all) = (Vec::new(), Vec::new());
     for _ in 0..settings.rounds {
         let before = flow.stats();
-        let stretch = flow.stretch(span);
+        let stretch = flow.stretch(settings.span);
         let after = flow.stats();
         let batches = (after.batches_produced - before.batches_produced).max(1) as f64;
         let spent = after.stages.submitter.working - before.stages.submitter.working;
         submitting.push(spent.as_secs_f64() * 1e6 / batches);
         all.push(stretch.cpu.as_secs_f64() * 1e6 / stretch.batches as f64);
     }
-    let row = "a batch of 38.5 MB, staged";
     report.add(Entry::ours(row, "submitting it", "µs").runs(submitting).at_most(15.0));
     report.add(Entry::ours(row, "processor time of all threads", "µs").runs(all));
 }

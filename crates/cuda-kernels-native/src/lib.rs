@@ -97,7 +97,8 @@ pub fn row_units(row_bytes: u64, alignment: u64) -> u64 {
 
 /// Units of a row of this many elements to gather and convert.
 pub fn converted_units(elements: u64, to: DType) -> u64 {
-    elements / (16 / to.size() as u64)
+    // Short rows are made in pieces of as many bytes of the source.
+    elements / if elements <= 16_384 { 16 } else { 16 / to.size() as u64 }
 }
 
 fn small(count: u64) -> u32 {

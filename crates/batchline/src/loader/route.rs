@@ -139,6 +139,16 @@ impl Route {
         self.path == LoadPath::Staged
     }
 
+    /// Whether the device takes no longer for a batch of so many bytes, some 20 us, than the host
+    /// takes to submit one: such batches are worth submitting together.
+    pub(crate) fn is_brief(&self, bytes: u64) -> bool {
+        match self.path {
+            LoadPath::Staged => false,
+            LoadPath::Gathered => bytes <= 1 << 20,
+            LoadPath::Resident => bytes <= 16 << 20,
+        }
+    }
+
     fn resident(
         dataset: &Arc<dyn Dataset>,
         config: &AsyncDataLoaderConfig,

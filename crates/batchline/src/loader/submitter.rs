@@ -5,11 +5,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use smallvec::{SmallVec, smallvec};
+
 use super::config::ErrorPolicy;
 use super::deliver::{Ending, Ready};
 use super::pipeline::Pipeline;
 use super::slot::Slot;
-use super::ticket::{SkippedRow, Ticket};
+use super::ticket::{Place, SkippedRow, Ticket};
 use crate::backend::{ConvertSpec, GatherBy, MAX_PARTS};
 use crate::batch::BatchInfo;
 use crate::command::{CommandBuffer, GatherParts, Source, Submission};
@@ -18,6 +20,18 @@ use crate::source::{BatchLayout, Part};
 use crate::staging::StagingBuffer;
 use crate::stats::{Doing, Lap, StageClock};
 use crate::{DType, Error, GpuBatch, Result, Shape, Skipped};
+
+/// Batches that are submitted as one, at most.
+const TOGETHER: usize = 4;
+type Together<T> = SmallVec<[T; TOGETHER]>;
+
+/// What is known of a batch before it has memory.
+#[derive(Debug)]
+struct Prepared {
+    about: BatchInfo,
+    place: Place,
+    skipped: Vec<Skipped>,
+}
 
 impl Pipeline {
     /// Submits the tickets that are full, in order, until the one in front is not; nothing, where
@@ -39,16 +53,16 @@ impl Pipeline {
         }
     }
 
-    /// Makes a batch of the next ticket and queues it; false when there is none, or that failed,
-    /// and the ending is set.
+    /// Makes a batch of the next ticket, or several of those behind it too, and queues them; false
+    /// when there is none, or that failed, and the ending is set.
     fn submit_next(&self, next: Result<Option<Ticket>>, lap: &mut Lap<'_>) -> bool {
         let ending = match next {
             Ok(Some(ticket)) => {
                 let place = ticket.place;
                 crate::trace::span!("submit", epoch = place.epoch, batch = place.batch);
                 match self.submit(ticket, lap) {
-                    Ok(ready) => {
-                        self.push(ready);
+                    Ok(batches) => {
+                        batches.into_iter().for_each(|ready| self.push(ready));
                         lap.spent(Doing::Working);
                         return true;
                     }
@@ -79,8 +93,47 @@ impl Pipeline {
         false
     }
 
-    /// Makes a batch of a ticket.
-    fn submit(&self, ticket: Ticket, lap: &mut Lap<'_>) -> Result<Ready> {
+    /// Makes a batch of a ticket. Where batches are brief it takes the full tickets behind it along,
+    /// as far as there are outputs.
+    fn submit(&self, ticket: Ticket, lap: &mut Lap<'_>) -> Result<Together<Ready>> {
+        let buffers = self.buffers();
+        let (first, slot) = self.prepare(ticket)?;
+        let Some(outputs) = &buffers.outputs else {
+            let Slot::Unified(loan) = slot else {
+                unreachable!("only a unified device goes without outputs")
+            };
+            return Ok(smallvec![self.ready(first, &Share::lent(loan), None)?]);
+        };
+        let new_output = || buffers.new_output();
+        lap.spent(Doing::Working);
+        let output = Share::lent(outputs.acquire(Patience::Forever, new_output)?);
+        let mut commands = buffers.commands.get_buffer()?;
+        let raw = match (&slot, &buffers.raws) {
+            (Slot::Staging(_), Some(raws)) => {
+                Some(Share::lent(raws.acquire(Patience::Forever, || buffers.new_raw())?))
+            }
+            _ => None,
+        };
+        lap.spent(Doing::WaitingForRoom);
+        let alone = raw.is_some() || !self.route.is_brief(buffers.output_layout.bytes);
+        self.transfer(slot, raw, &output, first.about.rows, &mut commands)?;
+        let mut batches: Together<_> = smallvec![(first, output)];
+        while !alone && batches.len() < TOGETHER && self.ring.has_plain() {
+            // The consumer may hold all of them until he has those that are made here.
+            let Ok(output) = outputs.acquire(Patience::None, new_output) else { break };
+            let Some(ticket) = self.ring.take_plain() else { break };
+            let (next, slot) = self.prepare(ticket)?;
+            let output = Share::lent(output);
+            self.transfer(slot, None, &output, next.about.rows, &mut commands)?;
+            batches.push((next, output));
+        }
+        let transfer = if commands.is_empty() { None } else { Some(commands.execute()?) };
+        let ready = |(next, output): (Prepared, Share)| self.ready(next, &output, transfer.clone());
+        batches.into_iter().map(ready).collect()
+    }
+
+    /// What a ticket becomes, and its slot, without the rows that are left out.
+    fn prepare(&self, ticket: Ticket) -> Result<(Prepared, Slot)> {
         let Ticket { number, place, mut slot, layout, failure, mut skipped, .. } = ticket;
         if let Some((_, error)) = failure {
             return Err(error);
@@ -88,27 +141,35 @@ impl Pipeline {
         skipped.sort_by_key(|skip| skip.row);
         let left_out: Vec<u64> = skipped.iter().filter_map(|skip| skip.row).collect();
         let skipped = self.count_skips(skipped)?;
-        let rows = place.rows.rows - left_out.len() as u64;
         // Padding rows are the last ones.
         let real = place.rows.rows - place.rows.padding;
         let padding =
             place.rows.padding - left_out.iter().filter(|row| **row >= real).count() as u64;
         close_up(&mut slot, &layout, &left_out);
-
-        let (output, transfer) = self.transfer(slot, rows, lap)?;
-        let buffers = self.buffers();
         let about = BatchInfo {
             batch_id: number,
             generation: self.generation,
             epoch: place.epoch,
             batch_in_epoch: place.batch,
             last_in_epoch: place.last,
-            rows,
+            rows: place.rows.rows - left_out.len() as u64,
             padding,
         };
+        Ok((Prepared { about, place, skipped }, slot))
+    }
+
+    /// The batch that lies in an output, or will once it is transferred.
+    fn ready(
+        &self,
+        prepared: Prepared,
+        output: &Share,
+        transfer: Option<Submission>,
+    ) -> Result<Ready> {
+        let Prepared { about, place, skipped } = prepared;
+        let buffers = self.buffers();
         let mut tensors = buffers.lists.take();
         for part in &buffers.output_layout.parts {
-            tensors.push(view(&output, part, rows)?);
+            tensors.push(view(output, part, about.rows)?);
         }
         let spec = Arc::clone(&buffers.spec);
         let batch = GpuBatch::new(tensors, spec, about, transfer, &buffers.lists);
@@ -131,50 +192,26 @@ impl Pipeline {
         Ok(list)
     }
 
-    /// Gets the slot's content, or the samples that it names, into an output: nothing to do where
-    /// the slot is the output.
+    /// Records what gets the slot's content, or the samples that it names, into an output.
     fn transfer(
         &self,
         slot: Slot,
+        raw: Option<Share>,
+        output: &Share,
         rows: u64,
-        lap: &mut Lap<'_>,
-    ) -> Result<(Share, Option<Submission>)> {
-        let buffers = self.buffers();
-        let Some(outputs) = &buffers.outputs else {
-            let Slot::Unified(loan) = slot else {
-                unreachable!("only a unified device goes without outputs")
-            };
-            return Ok((Share::lent(loan), None));
-        };
-        lap.spent(Doing::Working);
-        let output = outputs.acquire(Patience::Forever, || buffers.new_output())?;
-        let output = Share::lent(output);
-        let mut commands = buffers.commands.get_buffer()?;
-        let raw = match (&slot, &buffers.raws) {
-            (Slot::Staging(_), Some(raws)) => {
-                Some(Share::lent(raws.acquire(Patience::Forever, || buffers.new_raw())?))
-            }
-            _ => None,
-        };
-        lap.spent(Doing::WaitingForRoom);
+        commands: &mut CommandBuffer,
+    ) -> Result<()> {
         if rows == 0 {
-            return Ok((output, None));
+            return Ok(());
         }
         match slot {
-            Slot::Unified(loan) => {
-                self.convert(&Share::lent(loan), &output, rows, &mut commands)?
-            }
+            Slot::Unified(loan) => self.convert(&Share::lent(loan), output, rows, commands),
             Slot::Staging(slot) if self.route.is_staged() => {
-                self.upload(slot, raw.as_ref().unwrap_or(&output), rows, &mut commands)?;
-                if let Some(raw) = &raw {
-                    self.convert(raw, &output, rows, &mut commands)?;
-                }
+                self.upload(slot, raw.as_ref().unwrap_or(output), rows, commands)?;
+                raw.map_or(Ok(()), |raw| self.convert(&raw, output, rows, commands))
             }
-            Slot::Staging(slot) => {
-                self.gather(slot, raw.as_ref(), &output, rows, &mut commands)?;
-            }
+            Slot::Staging(slot) => self.gather(slot, raw.as_ref(), output, rows, commands),
         }
-        Ok((output, Some(commands.execute()?)))
     }
 
     /// Records the copy of a slot: one for all tensors. Between them it carries bytes of no meaning.

@@ -82,8 +82,8 @@ pub(crate) struct Outcome {
 #[derive(Debug)]
 pub(crate) struct Ring<S = Slot> {
     state: Mutex<State<S>>,
-    /// Workers wait here for rows, or for their turn to open a ticket. One is woken at a time: who
-    /// takes a task wakes the next where there is more to do.
+    /// Workers wait here for rows, or for their turn to open a ticket. Who takes a task wakes one or
+    /// two others where there is more to do; with all of them at once, most would find nothing.
     work: Condvar,
     /// Workers wait here for time to pass before they try a sample again.
     stopping: Condvar,
@@ -155,9 +155,13 @@ impl<S: Fillable> Ring<S> {
                     let claim =
                         unsafe { Claim::new(number, &ticket.slot, &ticket.layout, first, end) };
                     // There are rows left, or a ticket to open.
-                    let more = end < place.rows.rows || !state.ended;
+                    let (rows_left, more) = (end < place.rows.rows, !state.ended);
                     drop(state);
-                    if more {
+                    if rows_left || more {
+                        self.work.notify_one();
+                    }
+                    // Each wakes two, so that all are awake soon.
+                    if rows_left {
                         self.work.notify_one();
                     }
                     return Task::Fill(place, claim);
@@ -278,6 +282,24 @@ impl<S: Fillable> Ring<S> {
         next
     }
 
+    /// Whether the ticket in front can go with the one before it: full, with rows, none of them left
+    /// out. Who has the turn asks; it stays so until he [takes](Self::take_plain) it, or all is
+    /// stopped.
+    pub(crate) fn has_plain(&self) -> bool {
+        let state = self.state.lock();
+        !state.stopped && state.tickets.front().is_some_and(Ticket::is_plain)
+    }
+
+    /// Takes the ticket that [`has_plain`](Self::has_plain) told of, unless all was stopped.
+    pub(crate) fn take_plain(&self) -> Option<Ticket<S>> {
+        let mut state = self.state.lock();
+        if state.stopped || !state.tickets.front().is_some_and(Ticket::is_plain) {
+            return None;
+        }
+        state.front += 1;
+        state.tickets.pop_front()
+    }
+
     /// What was left out behind the last ticket.
     pub(crate) fn take_trailing(&self) -> Vec<SkippedRow> {
         std::mem::take(&mut self.state.lock().trailing)
@@ -349,6 +371,12 @@ impl<S> Ticket<S> {
 
     fn is_full(&self) -> bool {
         self.returned == self.place.rows.rows
+    }
+
+    /// Whether it is full of rows, and nothing is to be said about any of them.
+    fn is_plain(&self) -> bool {
+        let is_whole = self.failure.is_none() && self.skipped.is_empty();
+        self.is_full() && is_whole && self.returned > 0
     }
 }
 
@@ -439,18 +467,28 @@ mod loom_tests {
         fn submit(&self) {
             let mut turn = false;
             while let Some(next) = self.ring.next_to_submit(&mut turn) {
-                let Ok(Some(mut ticket)) = next else {
+                let Ok(Some(ticket)) = next else {
                     // As the loader does at the end.
                     self.ring.stop();
                     continue;
                 };
-                let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut ticket.slot[..]);
-                let batch = u8::try_from(ticket.place.batch).unwrap();
-                assert_eq!(bytes[..2], [10 * batch + 1, 10 * batch + 2]);
-                bytes.fill(0xDB);
-                assert_eq!(ticket.number, ticket.place.batch);
-                self.submitted.lock().push(ticket.number);
+                self.check(ticket);
+                // What is full behind it goes along.
+                if self.ring.has_plain()
+                    && let Some(ticket) = self.ring.take_plain()
+                {
+                    self.check(ticket);
+                }
             }
+        }
+
+        fn check(&self, mut ticket: Ticket<Loan<Memory>>) {
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut ticket.slot[..]);
+            let batch = u8::try_from(ticket.place.batch).unwrap();
+            assert_eq!(bytes[..2], [10 * batch + 1, 10 * batch + 2]);
+            bytes.fill(0xDB);
+            assert_eq!(ticket.number, ticket.place.batch);
+            self.submitted.lock().push(ticket.number);
         }
     }
 

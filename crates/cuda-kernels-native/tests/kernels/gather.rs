@@ -53,6 +53,7 @@ fn the_launch_follows_the_row() {
     assert_eq!(row_units(27, 256), 27);
     assert_eq!(row_units(3073, 256), 192);
     assert_eq!(converted_units(150_528, DType::F16), 18_816);
+    assert_eq!(converted_units(784, DType::F32), 49);
     assert_eq!(Geometry::of_elements(38_535_168, 132), of([528, 1]));
     assert_eq!(Geometry::of_elements(4097, 132), of([2, 1]));
 }

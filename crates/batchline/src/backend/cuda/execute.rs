@@ -20,12 +20,7 @@ pub(super) fn submit(backend: &CudaBackend, segment: Segment<'_, '_>) -> Result<
     let entered = backend.context.enter()?;
     let lane = backend.lanes.get(fence.stream);
     for other in after {
-        let ahead = backend.lanes.get(other.stream);
-        // Memory mostly comes round when its last user is long done, and to ask takes less than to
-        // have the stream wait.
-        if !ahead.has_passed(&entered, other.value)? {
-            ahead.hold_back(&entered, lane, other.value)?;
-        }
+        backend.lanes.get(other.stream).hold_back(&entered, lane, other.value)?;
     }
     let mut encoder = Encoder { backend, entered: &entered, stream: lane.stream(), issued: false };
     let draft =

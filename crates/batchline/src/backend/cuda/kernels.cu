@@ -18,8 +18,8 @@
 //   batchline_gather_rows, batchline_gather_convert_*: grid.x shares out rows; grid.y shares out the
 //   parts, and what is more than there are parts shares out each row. A row is `units` long, those
 //   of the longest part: row_bytes / 16 (/ 8, / 4 where that, or an address, is no multiple; / 1 for
-//   rows of less than 64 bytes that are no multiple of 4 either), or elements / (16 / size of the
-//   target's element).
+//   rows of less than 64 bytes that are no multiple of 4 either), or where it is converted
+//   elements / (16 / size of the target's element), but elements / 16 up to 16,384 of them.
 //       block (256); with `along` = units rounded up to a power of two, at most 256:
 //       grid (ceil(rows / (256 / along)), parts * slices), where slices are 1 if units < 1024; else
 //       4, or more to have 4 blocks on each multiprocessor, of at least 256 units each

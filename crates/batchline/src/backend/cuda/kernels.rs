@@ -25,6 +25,9 @@ const BLOCKS: u64 = 4;
 /// The most blocks along a grid's second axis.
 const MOST_SLICES: u64 = 65_535;
 
+/// The longest row that the kernel which gathers and converts takes for a short one.
+const SHORT_ROW: u64 = 16_384;
+
 /// What the kernel that gathers rows converts on the way.
 pub(super) const FUSED: &[(DType, DType)] =
     &[(DType::U8, DType::F32), (DType::U8, DType::F16), (DType::U8, DType::BF16)];
@@ -174,6 +177,8 @@ impl Kernels {
         parameters.extend(map.iter_mut().flat_map(Map::parameters));
         parameters.extend(others.iter_mut().flat_map(Rows::parameters));
         let units = |(place, tensor): (usize, &Rows)| match to.filter(|_| place == 0) {
+            // Short rows are made in pieces of as many bytes of the source.
+            Some(_) if tensor.row_bytes <= SHORT_ROW => tensor.row_bytes / 16,
             Some(to) => tensor.row_bytes / (16 / to.size() as u64),
             None => tensor.units(),
         };

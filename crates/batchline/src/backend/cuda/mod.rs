@@ -212,7 +212,8 @@ unsafe impl Backend for CudaBackend {
         loop {
             let passed = lane.has_passed(&entered, fence.value)?;
             let elapsed = began.elapsed();
-            if passed || elapsed > LONG_LOOK {
+            // Who does not wait tells nothing about how long it takes.
+            if !timeout.is_zero() && (passed || elapsed > LONG_LOOK) {
                 self.was_short.store(elapsed < LONG_LOOK, Ordering::Relaxed);
             }
             if passed {
@@ -223,8 +224,9 @@ unsafe impl Backend for CudaBackend {
                 return Ok(false);
             }
             if elapsed < look {
-                // Who fills or submits the next batch may need the processor.
+                // Who fills or submits the next batch may need the processor, and the driver's lock.
                 std::thread::yield_now();
+                (0..32).for_each(|_| std::hint::spin_loop());
                 continue;
             }
             std::thread::sleep(pause.min(left));
