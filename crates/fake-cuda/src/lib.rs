@@ -35,6 +35,7 @@
 //! | `latency_us` | how long each piece of work takes | 0 |
 //! | `random_latency_us` | at most how much longer, by the seed | 0 |
 //! | `seed` | of delays, of the order between streams, and within batches | 0 |
+//! | `patience_ms` | how long a call waits for all streams, before that is a violation | 10000 |
 //! | `missing` | symbols, with `+` between them, that `cuGetProcAddress` does not find | none |
 //! | `no_batch` | 1: `cuMemcpyBatchAsync` and its `_v2` are missing | 0 |
 //! | `pageable` | 1: copies that go on after the call take ordinary memory too | 0 |
@@ -52,6 +53,10 @@
 //! first, and its effect comes at the end of its time. Either order depends on the seed alone, for
 //! work that was queued while the streams were held.
 //!
+//! `cuModuleLoadData` and `cuMemFree` return only when all that was queued in the context before, on
+//! any stream, is over: so a driver of version 580 did on an H100. What allocates, registers,
+//! creates, looks up or launches does not wait.
+//!
 //! An event is where it was recorded last, and has passed if it never was; who waits takes the
 //! point it has at the call. A kernel that touches what it must not loses the context: all later
 //! calls in it fail with the same code, but for those that ask for the context or for an address,
@@ -66,8 +71,9 @@
 //! page-locked or out of bounds; memory of another device; handles that were destroyed; calls in a
 //! destroyed context; a context that is destroyed with work queued, or released too often; a graph
 //! that is destroyed while its work is queued, or launched though its memory was freed or its
-//! kernels unloaded; a stream that is destroyed while it is captured. A child of a fork that calls
-//! it is ended.
+//! kernels unloaded; a stream that is destroyed while it is captured; a call that waits for all
+//! streams longer than `patience_ms`, as when the test holds one (the call then goes on). A child of
+//! a fork that calls it is ended.
 //! Freed memory is full of 0xDB, new memory of 0xCD. Of registered memory a kernel is taken to read
 //! the piece that a parameter points to and all that follow it without a gap.
 //!

@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::codes::{
     CONTEXT_IS_DESTROYED, INVALID_CONTEXT, INVALID_HANDLE, NOT_INITIALIZED, NOT_SUPPORTED, Result,
@@ -258,6 +259,14 @@ impl Driver {
     fn wait(&mut self) {
         if let Some(state) = self.state.take() {
             self.state = Some(CHANGED.wait(state).unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    /// Waits for a change, no longer than this.
+    fn wait_at_most(&mut self, time: Duration) {
+        if let Some(state) = self.state.take() {
+            let waited = CHANGED.wait_timeout(state, time);
+            self.state = Some(waited.unwrap_or_else(PoisonError::into_inner).0);
         }
     }
 }

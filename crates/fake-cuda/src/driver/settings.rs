@@ -2,6 +2,7 @@
 //! when the library is loaded, from a test at any time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::rules::Rule;
 
@@ -15,6 +16,7 @@ pub(crate) struct Settings {
     pub(crate) latency_us: u64,
     pub(crate) random_latency_us: u64,
     pub(crate) seed: u64,
+    pub(crate) patience: Duration,
     pub(crate) missing: BTreeSet<String>,
     pub(crate) pageable: bool,
     pub(crate) held: bool,
@@ -34,6 +36,7 @@ impl Default for Settings {
             latency_us: 0,
             random_latency_us: 0,
             seed: 0,
+            patience: Duration::from_secs(10),
             missing: BTreeSet::new(),
             pageable: false,
             held: false,
@@ -67,6 +70,7 @@ impl Settings {
             "latency_us" => self.latency_us = value.parse().ok()?,
             "random_latency_us" => self.random_latency_us = value.parse().ok()?,
             "seed" => self.seed = value.parse().ok()?,
+            "patience_ms" => self.patience = Duration::from_millis(value.parse().ok()?),
             "missing" => self.missing.extend(value.split('+').map(str::to_owned)),
             "no_batch" => {
                 let names = ["cuMemcpyBatchAsync", "cuMemcpyBatchAsync_v2"].map(str::to_owned);

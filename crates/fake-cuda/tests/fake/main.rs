@@ -7,3 +7,4 @@ mod loading;
 mod order;
 mod registered;
 mod violations;
+mod waiting;

@@ -1,8 +1,11 @@
 //! Primary contexts, and which one is current to a thread.
 
+use std::time::Instant;
+
 use crate::arguments::Out;
 use crate::codes::{INVALID_CONTEXT, INVALID_VALUE, Result};
 use crate::driver::capture::Mode;
+use crate::driver::stream::Fence;
 use crate::driver::{CHANGED, CONTEXTS, Context, Driver, MODE, driver, stream};
 
 impl Driver {
@@ -143,9 +146,7 @@ driver! {
 
     fn cuCtxSynchronize() needs Context |driver| {
         driver.unsafe_in_captures()?;
-        let context = driver.context;
-        let of_context = driver.streams.iter().filter(|(_, stream)| stream.context == context);
-        let ends: Vec<_> = of_context.map(|(handle, stream)| stream.end(*handle)).collect();
+        let ends = driver.ends();
         driver.wait_until(|state| ends.iter().all(|end| state.has_passed(*end)))
     }
 
@@ -165,6 +166,35 @@ impl Driver {
 }
 
 impl Driver {
+    /// The ends of all streams of the caller's context.
+    fn ends(&self) -> Vec<Fence> {
+        let of_context = self.streams.iter().filter(|(_, stream)| stream.context == self.context);
+        of_context.map(|(handle, stream)| stream.end(*handle)).collect()
+    }
+
+    /// Waits for all that is queued in the caller's context now, in a call that the driver begins
+    /// only then. A test that keeps it from being over is told, and goes on.
+    pub(super) fn settle(&mut self, symbol: &str) -> Result<()> {
+        let (context, ends, began) = (self.context, self.ends(), Instant::now());
+        loop {
+            self.check_context(context)?;
+            let ahead = ends.iter().copied().find(|end| !self.has_passed(*end));
+            let Some(ahead) = ahead else { return Ok(()) };
+            let left = self.settings.patience.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                let behind = self.streams.get(&ahead.stream).map_or_else(String::new, |stream| {
+                    let first = stream.queue.front().map(|first| first.work.describe());
+                    format!("stream {}: {}", stream.number, first.unwrap_or_default())
+                });
+                self.violation(format!(
+                    "{symbol} waits for all that was queued before it, which does not end: {behind}"
+                ));
+                return Ok(());
+            }
+            self.wait_at_most(left);
+        }
+    }
+
     /// What `cuMemAlloc` may still give.
     pub(super) fn free_memory(&self) -> usize {
         self.settings.memory.saturating_sub(self.memory.used(self.context))

@@ -35,10 +35,12 @@ impl Driver {
             self.violation(format!("memory at {address:#x} was to be freed, but it {why}"));
             return Err(otherwise);
         };
-        let user = self.user(&block);
-        if let Some(user) = &user {
+        if let Some(user) = self.user(&block) {
             let what = block.kind.name();
             self.violation(format!("{what} at {address:#x} was freed while in use: {user}"));
+        }
+        if block.kind == Kind::Device {
+            self.settle("cuMemFree_v2")?;
         }
         while self.is_running_on(&block) {
             self.wait();
@@ -47,7 +49,8 @@ impl Driver {
             self.violation(format!("memory at {address:#x} was freed by two threads"));
             return Err(otherwise);
         }
-        let faults = self.memory.free(&block, user.is_some());
+        let in_use = self.user(&block).is_some();
+        let faults = self.memory.free(&block, in_use);
         faults.into_iter().for_each(|fault| self.violation(fault));
         Ok(())
     }

@@ -13,13 +13,14 @@ const MOST_THREADS: u64 = 1024;
 const MOST_SHARED: u32 = 48 << 10;
 
 driver! {
-    /// The image is PTX in text.
+    /// The image is PTX in text. It is loaded when all that was queued before is over.
     fn cuModuleLoadData(module: Out<usize>, image: In<c_char>) needs Context |driver| {
         let text = image.text().map_err(|_| INVALID_IMAGE)?;
         if !text.contains(".version") {
             return Err(INVALID_IMAGE);
         }
         let entries = ptx::read(&text, driver.settings.version)?;
+        driver.settle("cuModuleLoadData")?;
         let handle = driver.handle();
         let context = driver.context;
         driver.modules.insert(handle, Module { context, entries });
