@@ -199,8 +199,13 @@ impl Driver {
         context as usize
     }
 
-    /// Enqueues a kernel that makes the context unusable.
+    /// Enqueues a kernel that makes the context unusable, once what was enqueued before is over.
     pub(crate) fn fault(&self, stream: CudaStream) {
+        self.load_fault().launch(stream);
+    }
+
+    /// Loads the kernel that makes the context unusable: to do so is to wait for all streams.
+    pub(crate) fn load_fault(&self) -> Fault {
         let _own = self.own();
         // A store to an address that belongs to nobody.
         const PTX: &str = "
@@ -223,7 +228,24 @@ impl Driver {
             .get::<unsafe extern "C" fn(*mut *mut c_void, *mut c_void, *const c_char) -> Code>(
                 "cuModuleGetFunction",
             );
-        let launch = self.get::<unsafe extern "C" fn(
+        let (mut module, mut kernel) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: places for the answers, texts that end with a zero.
+        assert_eq!(unsafe { load(&raw mut module, text.as_ptr()) }, 0);
+        // SAFETY: as above.
+        assert_eq!(unsafe { find(&raw mut kernel, module, name.as_ptr()) }, 0);
+        Fault(kernel)
+    }
+}
+
+/// A kernel that makes the context unusable.
+pub(crate) struct Fault(*mut c_void);
+
+impl Fault {
+    /// Enqueues it.
+    pub(crate) fn launch(self, stream: CudaStream) {
+        let driver = Driver::load();
+        let _own = driver.own();
+        let launch = driver.get::<unsafe extern "C" fn(
             *mut c_void,
             u32,
             u32,
@@ -236,14 +258,9 @@ impl Driver {
             *mut *mut c_void,
             *mut *mut c_void,
         ) -> Code>("cuLaunchKernel");
-        let (mut module, mut kernel) = (std::ptr::null_mut(), std::ptr::null_mut());
         let none = std::ptr::null_mut();
-        // SAFETY: places for the answers, texts that end with a zero.
-        assert_eq!(unsafe { load(&raw mut module, text.as_ptr()) }, 0);
-        // SAFETY: as above.
-        assert_eq!(unsafe { find(&raw mut kernel, module, name.as_ptr()) }, 0);
         // SAFETY: a kernel without parameters.
-        let code = unsafe { launch(kernel, 1, 1, 1, 1, 1, 1, 0, stream.as_raw(), none, none) };
+        let code = unsafe { launch(self.0, 1, 1, 1, 1, 1, 1, 0, stream.as_raw(), none, none) };
         assert_eq!(code, 0);
     }
 }

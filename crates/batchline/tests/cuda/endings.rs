@@ -17,7 +17,7 @@ use batchline::{
 };
 use fake_cuda::{Fake, When, codes};
 
-use crate::driver::Driver;
+use crate::driver::{Driver, Fault};
 use crate::gate::{Keeper, Verdict};
 use crate::{assert_clean, in_a_child, no_kernels, pretended, threads, wait_until_closed};
 
@@ -219,6 +219,9 @@ struct Scene {
     source: Keeper,
     /// A completion of the test's own, and what it drops when it goes on.
     completion: Option<(Keeper, mpsc::Sender<AsyncDataLoader>, Submission)>,
+    /// The kernel that the device is to be lost by, if it is: nothing is loaded while streams are
+    /// held.
+    fault: Option<Fault>,
     /// A consumer that waits in a call.
     waiting: Option<JoinHandle<Result<Option<GpuBatch>, Error>>>,
     /// Batches that the consumer has taken, and those of them that it holds, the oldest first.
@@ -252,6 +255,7 @@ impl Scene {
             loader: Some(Arc::new(loader)),
             source,
             completion: None,
+            fault: (ending == Ending::Fault).then(|| Driver::load().load_fault()),
             waiting: None,
             taken: 0,
             held: VecDeque::new(),
@@ -569,8 +573,8 @@ fn lose(scene: &mut Scene, ending: Ending) -> &'static str {
         scene.fake.lose(0, codes::LAUNCH_FAILED);
         "CUDA_ERROR_LAUNCH_FAILED (719)"
     } else {
-        let driver = Driver::load();
-        driver.fault(driver.stream());
+        let fault = scene.fault.take().expect("loaded when the scene was set");
+        fault.launch(Driver::load().stream());
         "CUDA_ERROR_ILLEGAL_ADDRESS (700)"
     };
     // Of a size that nothing has, so that the driver must be asked.
