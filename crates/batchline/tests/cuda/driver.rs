@@ -74,6 +74,17 @@ impl Driver {
         unsafe { call(stream.as_raw()) }
     }
 
+    /// Whether all that was enqueued on a stream is over.
+    pub(crate) fn is_over(&self, stream: CudaStream) -> bool {
+        const NOT_READY: Code = 600;
+        let _own = self.own();
+        let call = self.get::<unsafe extern "C" fn(*mut c_void) -> Code>("cuStreamQuery");
+        // SAFETY: the stream exists.
+        let code = unsafe { call(stream.as_raw()) };
+        assert!(matches!(code, 0 | NOT_READY), "{code}");
+        code == 0
+    }
+
     /// Holds a stream back until the gate is opened.
     pub(crate) fn hold(&self, stream: CudaStream) -> Gate {
         let _own = self.own();

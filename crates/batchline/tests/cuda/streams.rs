@@ -134,6 +134,43 @@ fn a_slot_stays_in_flight_while_its_conversion_is_held_back() {
     counted.take_the_rest(2);
 }
 
+/// A user's stream is held before the loader is started, perhaps until a batch has come: nothing
+/// that the loader does on its way to a batch waits for all streams.
+#[test]
+fn first_batches_come_while_a_users_stream_is_held() {
+    if no_kernels() {
+        return;
+    }
+    let gpu = Gpu::new("random_latency_us=50");
+    let device = gpu.device();
+    let driver = Driver::load();
+    let _context = driver.retain(0);
+    let stream = driver.stream();
+    let gate = driver.hold(stream);
+    let (send, first) = std::sync::mpsc::channel();
+    let consume = move || {
+        let counted = Counted::new(&device, true);
+        counted.loader.start().unwrap();
+        // More than there are outputs, so that each was written for the first time and again.
+        for number in 0..6 {
+            let bytes = counted.take(number).input_tensor().to_bytes().unwrap();
+            assert_eq!(bytes, counted.expected(number), "{number}");
+        }
+        send.send(()).unwrap();
+        counted
+    };
+    let consumer = std::thread::Builder::new().name("consumer".to_owned()).spawn(consume).unwrap();
+    // Well before the gate opens by itself.
+    let came = first.recv_timeout(Duration::from_secs(5));
+    let is_held = !driver.is_over(stream);
+    gate.open();
+    let counted = consumer.join().unwrap();
+    assert_eq!(came, Ok(()), "the first batches came only when the stream was released");
+    assert!(is_held);
+    counted.take_the_rest(6);
+    assert_eq!(driver.synchronize(stream), 0);
+}
+
 /// A user's stream is far behind; each batch is bound to it, read by it, and dropped at once.
 #[test]
 fn an_output_is_rewritten_only_behind_the_users_stream() {
