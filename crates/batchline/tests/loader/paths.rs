@@ -118,6 +118,270 @@ fn conversions_are_fused_where_they_can_be() {
     assert_eq!(control.mismatches(), 0);
 }
 
+/// Rows so long that copies fetch them faster are converted behind the copies.
+#[test]
+fn long_rows_are_fetched_by_copies_and_then_converted() {
+    let way = |gather, dtype| {
+        let (memory, control) = gathering(MemoryLimits::default(), FaultPlan::default());
+        let factors = Conversion::new().scale_and_bias(&[0.25], &[-3.0]);
+        let config = plain().gather(gather).convert(dtype, factors).memory_manager(memory.clone());
+        let loader = start(wide(LEN, 96), config);
+        let (mut inputs, mut labels) = (Vec::new(), Vec::new());
+        for batch in &loader {
+            let batch = batch.unwrap();
+            let floats = batch.input_tensor().convert_to(DType::F32).unwrap();
+            inputs.extend(floats.to_vec::<f32>().unwrap());
+            labels.extend(batch.label_tensor().unwrap().to_vec::<i64>().unwrap());
+        }
+        let stats = loader.stats();
+        drop(loader);
+        assert_eq!(control.mismatches(), 0);
+        assert_home(&memory);
+        (stats.path, stats.path_reason, inputs, labels)
+    };
+    let fetched = "the data set lies in memory; the device fetches samples by ";
+    for dtype in [DType::F32, DType::BF16] {
+        let (path, _, inputs, labels) = way(Gather::Never, dtype);
+        assert_eq!(path, LoadPath::Staged);
+        for (gather, by) in [
+            (Gather::Auto, "copies"),
+            // Who asks for it still gets it.
+            (Gather::Kernel, "a kernel that converts on the way"),
+        ] {
+            let (path, reason, gathered, theirs) = way(gather, dtype);
+            assert_eq!((path, reason), (LoadPath::Gathered, format!("{fetched}{by}")), "{dtype}");
+            assert!(gathered == inputs && theirs == labels, "{dtype} by {by}");
+        }
+    }
+}
+
+/// So many samples of so many bytes, with labels of 8.
+fn wide(rows: u64, width: u64) -> InMemory {
+    let inputs = HostTensor::new(wide_bytes(rows * width), &[rows, width]).unwrap();
+    let labels = HostTensor::new((0..rows.cast_signed()).collect(), &[rows]).unwrap();
+    InMemory::new(inputs).unwrap().labels(labels).unwrap()
+}
+
+fn wide_bytes(len: u64) -> Vec<u8> {
+    (0..len).map(|at| (at ^ (at >> 8) ^ (at >> 16)).to_le_bytes()[0]).collect()
+}
+
+/// Samples over and over, in order, up to the position that a test lets it name.
+struct Paced {
+    samples: u64,
+    len: u64,
+    /// A position that names no sample.
+    bad: Option<u64>,
+    pace: Arc<Pace>,
+}
+
+#[derive(Default)]
+struct Pace {
+    /// Positions below this one may be named.
+    allowed: AtomicU64,
+    /// The last position that a worker asked for.
+    asked: AtomicU64,
+}
+
+impl Sampler for Paced {
+    fn len(&self) -> u64 {
+        self.len
+    }
+    fn index(&self, _: u64, position: u64) -> u64 {
+        self.pace.asked.fetch_max(position, Ordering::SeqCst);
+        eventually("its turn", || position < self.pace.allowed.load(Ordering::SeqCst));
+        if self.bad == Some(position) { u64::MAX } else { position % self.samples }
+    }
+    fn fingerprint(&self) -> u64 {
+        self.len
+    }
+}
+
+/// A loader with batches of ten, in which a test can have several batches full at a time.
+struct Scene {
+    loader: AsyncDataLoader,
+    control: FaultControl,
+    pace: Arc<Pace>,
+    samples: u64,
+    width: u64,
+    bytes: Vec<u8>,
+    batches: u64,
+    /// Submissions before the first batch.
+    uploads: u64,
+}
+
+impl Scene {
+    const SIZE: u64 = 10;
+
+    /// A data set of so many rows, gone through over and over for so many batches.
+    fn new(
+        (memory, control): (MemoryManager, FaultControl),
+        (samples, width): (u64, u64),
+        batches: u64,
+        bad: Option<u64>,
+        config: ConfigBuilder,
+    ) -> Self {
+        let pace = Arc::new(Pace::default());
+        let order = Paced { samples, len: Self::SIZE * batches, bad, pace: Arc::clone(&pace) };
+        let config = config.batch_size(Self::SIZE).workers(2).sampler(order).memory_manager(memory);
+        let loader = start(wide(samples, width), config);
+        let uploads = control.submissions();
+        let bytes = wide_bytes(samples * width);
+        Self { loader, control, pace, samples, width, bytes, batches, uploads }
+    }
+
+    fn allow(&self, batches: u64) {
+        self.pace.allowed.store(Self::SIZE * batches, Ordering::SeqCst);
+    }
+
+    /// One worker is kept in the driver with the first batch, while the other fills those behind it
+    /// up to the last one, and waits there.
+    fn fill_all_but_the_last(&self) {
+        self.control.hold_submissions();
+        self.allow(1);
+        eventually("the first batch", || self.control.submissions() > self.uploads);
+        self.allow(self.batches - 1);
+        let last = Self::SIZE * (self.batches - 1);
+        eventually("full batches", || self.pace.asked.load(Ordering::SeqCst) >= last);
+    }
+
+    /// Lets the driver go on, then the last batch be filled. Tells how many submissions it took.
+    fn let_go(&self) -> u64 {
+        self.control.release();
+        let stats = || self.loader.stats();
+        let are_there = |batches| stats().batches_produced >= batches || !stats().is_running;
+        eventually("the full batches", || are_there(self.batches - 1));
+        self.allow(self.batches);
+        eventually("the end", || !stats().is_running);
+        self.control.submissions() - self.uploads
+    }
+
+    /// Takes the batches of these numbers, and checks them.
+    fn take(&self, batches: std::ops::Range<u64>) {
+        for number in batches {
+            let batch = self.loader.get_batch().unwrap().unwrap();
+            assert_eq!(batch.batch_id(), number);
+            let places = Self::SIZE * number..Self::SIZE * (number + 1);
+            let rows: Vec<u64> = places.map(|position| position % self.samples).collect();
+            let labels = batch.label_tensor().unwrap().to_vec::<i64>().unwrap();
+            let bytes = batch.input_tensor().to_vec::<u8>().unwrap();
+            assert!(labels.into_iter().eq(rows.iter().map(|row| row.cast_signed())), "{number}");
+            let start = |row: u64| usize::try_from(row * self.width).unwrap();
+            let row = |row: &u64| &self.bytes[start(*row)..start(*row + 1)];
+            assert!(bytes.chunks(start(1)).eq(rows.iter().map(row)), "{number}");
+        }
+    }
+}
+
+/// Batches that the device is done with at once are submitted up to four at a time where several
+/// are full; larger ones, and those that workers fill, each by itself.
+#[test]
+fn brief_batches_that_are_full_go_together() {
+    let (host, device) = (Residency::Host, Residency::Device);
+    let kernel = Gather::Kernel;
+    for (residency, gather, width, batches, submissions) in [
+        // The first, two times four, and the last.
+        (host, kernel, 24, 10, 4),
+        (device, kernel, 24, 10, 4),
+        // More than 1 MiB, which is too much to come over the link.
+        (host, kernel, 105_000, 10, 10),
+        (device, kernel, 105_000, 10, 4),
+        // More than 16 MiB.
+        (device, kernel, 1_700_000, 4, 4),
+        (host, Gather::Never, 24, 10, 10),
+    ] {
+        let case = format!("{residency:?} {gather:?} {width}");
+        let on = gathering(MemoryLimits::default(), FaultPlan::default());
+        let memory = on.0.clone();
+        let config = AsyncDataLoaderConfig::builder()
+            .residency(residency)
+            .gather(gather)
+            .prefetch_depth(10)
+            .max_held(1);
+        let samples = if width == 24 { LEN } else { Scene::SIZE };
+        let scene = Scene::new(on, (samples, width), batches, None, config);
+        scene.fill_all_but_the_last();
+        assert_eq!(scene.let_go(), submissions, "{case}");
+        scene.take(0..batches);
+        assert!(scene.loader.get_batch().unwrap().is_none(), "{case}");
+        assert_eq!(scene.control.mismatches(), 0, "{case}");
+        drop(scene);
+        assert_home(&memory);
+    }
+}
+
+/// The consumer may hold what is missing until he has the batches that could go.
+#[test]
+fn full_batches_do_not_wait_for_outputs_to_go_together() {
+    let on = gathering(MemoryLimits::default(), FaultPlan::default());
+    let config = AsyncDataLoaderConfig::builder().prefetch_depth(2).max_held(1);
+    let scene = Scene::new(on, (LEN, 24), 10, None, config);
+    scene.fill_all_but_the_last();
+    scene.control.release();
+    eventually("as many as there are outputs", || scene.loader.stats().batches_produced == 3);
+    assert_eq!(scene.control.submissions(), 2, "the first, and two together");
+    scene.allow(10);
+    scene.take(0..10);
+    assert!(scene.loader.get_batch().unwrap().is_none());
+}
+
+/// A submission that fails takes its batches with it, and none before.
+#[test]
+fn of_batches_that_fail_together_the_first_is_named() {
+    let plan = FaultPlan { fail_submit: Some(3), ..FaultPlan::default() };
+    let on = gathering(MemoryLimits::default(), plan);
+    let memory = on.0.clone();
+    let config = AsyncDataLoaderConfig::builder().prefetch_depth(10).max_held(1);
+    let scene = Scene::new(on, (LEN, 24), 10, None, config);
+    scene.fill_all_but_the_last();
+    assert_eq!(scene.let_go(), 3);
+    // The first, and the four behind it.
+    scene.take(0..5);
+    for _ in 0..2 {
+        let error = scene.loader.get_batch().unwrap_err();
+        assert!(
+            matches!(error, batchline::Error::Stage { stage: "submitter", batch: 5, .. }),
+            "{error}"
+        );
+        assert!(error.chain().contains("a test made it fail"), "{error}");
+    }
+    drop(scene);
+    assert_home(&memory);
+    assert!(memory.device().check().is_ok());
+}
+
+/// A batch of which something is to be said goes with none before it: they come before its error.
+#[test]
+fn a_batch_that_fails_takes_no_full_ones_with_it() {
+    for policy in [ErrorPolicy::Skip { at_most: 1 }, ErrorPolicy::Skip { at_most: 0 }] {
+        let on = gathering(MemoryLimits::default(), FaultPlan::default());
+        let memory = on.0.clone();
+        let config =
+            AsyncDataLoaderConfig::builder().prefetch_depth(10).max_held(1).error_policy(policy);
+        let scene = Scene::new(on, (LEN, 24), 10, Some(37), config);
+        scene.fill_all_but_the_last();
+        let submissions = scene.let_go();
+        scene.take(0..3);
+        let next = scene.loader.get_batch();
+        if policy == (ErrorPolicy::Skip { at_most: 0 }) {
+            let error = next.unwrap_err();
+            assert!(
+                matches!(error, batchline::Error::TooManySkipped { skipped: 1, .. }),
+                "{error}"
+            );
+            assert!(scene.loader.get_batch().is_err());
+            assert_eq!(submissions, 2, "the first, and the two behind it");
+        } else {
+            assert_eq!(next.unwrap().unwrap().len(), 9);
+            assert_eq!(submissions, 5, "besides, it with three behind it, two, and the last");
+            scene.take(4..10);
+            assert!(scene.loader.get_batch().unwrap().is_none());
+        }
+        drop(scene);
+        assert_home(&memory);
+    }
+}
+
 #[test]
 fn samples_that_are_uploaded_cross_the_link_once() {
     let (memory, control) = gathering(MemoryLimits::default(), FaultPlan::default());
