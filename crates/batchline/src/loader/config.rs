@@ -203,7 +203,8 @@ impl ConfigBuilder {
     }
 
     /// Has the device convert the input tensor: the source's own elements cross the link, the
-    /// consumer gets these.
+    /// consumer gets these. Where a kernel fetches the samples, it may convert them on the way; else
+    /// they are converted behind the copies.
     pub fn convert(mut self, dtype: DType, conversion: Conversion) -> Self {
         self.convert = Some((dtype, conversion));
         self

@@ -104,7 +104,7 @@ impl Pipeline {
         let resume = config.resume.as_ref();
         let (epoch, position) = resume.map_or((0, 0), |state| (state.epoch, state.position));
         let skipped = resume.map_or_else(Vec::new, |state| state.skipped.clone());
-        // No more than that; slots are at most as many.
+        // No more than that. Slots that hold numbers may be more; the ring grows for their tickets.
         let outputs = config.prefetch_depth + config.max_held;
         let pipeline = Arc::new(Self {
             ring: Ring::new(outputs),

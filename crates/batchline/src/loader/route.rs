@@ -55,12 +55,15 @@ pub enum Residency {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Gather {
-    /// By what is faster for samples of that size, where the device can.
+    /// By what is faster for samples of that size, where the device can: long ones by copies, and
+    /// what is to be [converted](crate::ConfigBuilder::convert) is converted behind them; short
+    /// ones by a kernel.
     #[default]
     Auto,
-    /// By its copy engine where it has one for that.
+    /// By its copy engine where it has one for that. What is to be converted is converted behind
+    /// the copies.
     Copies,
-    /// By a kernel.
+    /// By a kernel, which converts on the way where the device has one for these element types.
     Kernel,
     /// Not at all: workers copy the samples. The data set's memory is not registered with the
     /// device then.
