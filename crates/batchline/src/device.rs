@@ -48,6 +48,9 @@ impl Device {
     /// memory and streams go together with those of all other users of CUDA in this process.
     /// Batches are delivered for a stream that [`as_cuda`](Self::as_cuda) tells.
     ///
+    /// This loads the kernels, for which the driver waits until all work that was enqueued in the
+    /// context is over.
+    ///
     /// # Errors
     /// [`Error::NoDevice`], which says what is missing.
     #[cfg(feature = "cuda")]

@@ -211,3 +211,68 @@ thread_local! {
 pub(crate) fn is_own_thread() -> bool {
     OWN_THREAD.get()
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    const ROUNDS: usize = 5000;
+
+    #[derive(Default)]
+    struct Shared {
+        tasks: Mutex<usize>,
+        work: Condvar,
+        /// Tasks that were taken so far.
+        taken: AtomicUsize,
+    }
+
+    impl Shared {
+        /// Takes one task of each round.
+        fn take_all(&self) {
+            for round in 0..ROUNDS {
+                // Nobody takes the other one's.
+                while self.taken.load(Ordering::SeqCst) < 2 * round {
+                    std::thread::yield_now();
+                }
+                let mut looked = Looked::default();
+                let mut tasks = self.tasks.lock();
+                while *tasks == 0 {
+                    tasks = self.work.wait_eagerly(&self.tasks, tasks, &mut looked, None);
+                }
+                *tasks -= 1;
+                drop(tasks);
+                self.taken.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// A notification that counts on a thread which looks is not one less for a thread that sleeps.
+    #[test]
+    fn of_two_that_wait_none_sleeps_for_ever() {
+        let shared = Arc::new(Shared::default());
+        // Not joined where the test fails: one of them sleeps then.
+        for name in ["one", "two"] {
+            let shared = Arc::clone(&shared);
+            spawn_named(name.to_owned(), move || shared.take_all()).unwrap();
+        }
+        for round in 0..ROUNDS {
+            // So that they look, sleep, or are just about to.
+            let (began, pause) = (now(), LOOK * u32::try_from(round % 8).unwrap() / 4);
+            while began.elapsed() < pause {
+                std::hint::spin_loop();
+            }
+            for _ in 0..2 {
+                *shared.tasks.lock() += 1;
+                shared.work.notify_one();
+            }
+            let began = now();
+            while shared.taken.load(Ordering::SeqCst) < 2 * (round + 1) {
+                assert!(began.elapsed() < Duration::from_secs(5), "one sleeps in round {round}");
+                std::thread::yield_now();
+            }
+        }
+    }
+}
