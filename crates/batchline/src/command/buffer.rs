@@ -330,7 +330,7 @@ impl CommandBuffer {
 
     pub(crate) fn submit(self, completions: Vec<Completion>) -> Result<Submission> {
         let commands = Commands::Once(self.recording);
-        execute(self.memory.device(), Work { commands, completions })
+        execute(Work { memory: self.memory, commands, completions })
     }
 
     /// Makes what was recorded a chain that can be executed again and again. The buffer goes back

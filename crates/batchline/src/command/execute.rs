@@ -16,7 +16,8 @@ use crate::{Error, Result};
 /// The work did not reach the device. The completions get that error too, and what the work owned
 /// goes home, or is given up where part of it may have reached the device. Every later error is
 /// the submission's.
-pub(crate) fn execute(device: &Device, mut work: Work) -> Result<Submission> {
+pub(crate) fn execute(mut work: Work) -> Result<Submission> {
+    let device = &work.memory.device().clone();
     let core = device.core();
     let mut submit = match core.check().and_then(|()| core.lock_submit()) {
         Ok(submit) => submit,

@@ -123,7 +123,7 @@ impl FrozenCommands {
 
     fn submit(&self, completions: Vec<Completion>) -> Result<Submission> {
         let commands = Commands::Again(Arc::clone(&self.chain));
-        execute(self.device(), Work { commands, completions })
+        execute(Work { memory: self.memory.clone(), commands, completions })
     }
 }
 

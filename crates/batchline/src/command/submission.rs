@@ -14,7 +14,7 @@ use super::operation::Operation;
 use smallvec::SmallVec;
 
 use crate::backend::{Fence, Kept};
-use crate::memory::Patience;
+use crate::memory::{MemoryManager, Patience};
 use crate::process::Process;
 use crate::staging::StagingBuffer;
 use crate::sync::{Condvar, Mutex};
@@ -49,6 +49,8 @@ pub(crate) struct Record {
 
 /// What a record owns until it is done.
 pub(crate) struct Work {
+    /// So that the reaper is not the one who frees it all: that may wait for the whole device.
+    pub(crate) memory: MemoryManager,
     pub(crate) commands: Commands,
     pub(crate) completions: Vec<Completion>,
 }
@@ -121,12 +123,13 @@ impl Record {
         *self.reaper.lock() = Some(std::thread::current().id());
         let mut panicked = None;
         let work = self.work.lock().take();
-        if let Some(Work { commands, completions }) = work {
+        if let Some(Work { memory, commands, completions }) = work {
             panicked = commands.end(&result, quarantine);
             for completion in completions {
                 let outcome = result.clone();
                 panicked = panicked.or(contain("a completion", || completion(outcome)));
             }
+            memory.let_go();
         }
         self.done_with(result.and(panicked.map_or(Ok(()), Err)));
     }
@@ -134,9 +137,10 @@ impl Record {
     /// Ends a record whose end panicked: what it owned is given up.
     pub(crate) fn abandon(&self, error: Error) {
         let work = self.work.lock().take();
-        if let Some(Work { commands, completions }) = work {
+        if let Some(Work { memory, commands, completions }) = work {
             commands.end(&Err(error.clone()), true);
             refuse(completions, &error);
+            memory.let_go();
         }
         self.done_with(Err(error));
     }
@@ -218,7 +222,8 @@ impl Record {
         let pool = crate::memory::Pool::new("command buffer", 1);
         let recorder = pool.acquire(Patience::None, || Ok(Default::default())).unwrap();
         let commands = Commands::Once(Recording::new(recorder));
-        Self::new(Work { commands, completions: Vec::new() })
+        let memory = MemoryManager::new(&crate::Device::host());
+        Self::new(Work { memory, commands, completions: Vec::new() })
     }
 
     /// As [`Submission::wait`], for models, whose threads are one to the system.

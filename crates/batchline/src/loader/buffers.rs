@@ -16,7 +16,7 @@ use crate::staging::StagingBufferPool;
 use crate::{DType, Error, MemoryManager, Result, Shape};
 
 /// Slots for each output, where slots hold only numbers of samples.
-const NUMBERS: usize = 4;
+pub(super) const NUMBERS: usize = 4;
 
 /// See the [module](self).
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use super::buffers::Buffers;
+use super::buffers::{Buffers, NUMBERS};
 use super::config::AsyncDataLoaderConfig;
 use super::deliver::{Deliver, Ending, Ready, Taken};
 use super::feed::Feed;
@@ -104,10 +104,10 @@ impl Pipeline {
         let resume = config.resume.as_ref();
         let (epoch, position) = resume.map_or((0, 0), |state| (state.epoch, state.position));
         let skipped = resume.map_or_else(Vec::new, |state| state.skipped.clone());
-        // No more than that. Slots that hold numbers may be more; the ring grows for their tickets.
         let outputs = config.prefetch_depth + config.max_held;
+        let slots = if route.is_staged() { outputs } else { NUMBERS * outputs };
         let pipeline = Arc::new(Self {
-            ring: Ring::new(outputs),
+            ring: Ring::new(slots),
             deliver: Deliver::new(outputs, config.max_held),
             buffers: OnceLock::new(),
             opener: Mutex::new(Opener { epoch, batch: position, ..Opener::default() }),

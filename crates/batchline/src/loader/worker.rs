@@ -20,6 +20,10 @@ use std::sync::atomic::Ordering;
 /// short enough for all workers to finish a batch together.
 const CLAIM_TIME: Duration = Duration::from_micros(20);
 
+/// The same where only numbers are written: several batches are under way at a time, and there is
+/// less to do for each.
+const NUMBERS_TIME: Duration = Duration::from_micros(100);
+
 impl Pipeline {
     /// The worker's thread.
     pub(super) fn run_worker(&self) {
@@ -30,6 +34,7 @@ impl Pipeline {
         // What a row took lately: a mean that each claim moves by a quarter, so that neither a slow
         // sample nor a turn on the processor that was lost has the worker claim single rows for long.
         let mut usual = Duration::ZERO;
+        let claim_time = if self.route.is_staged() { CLAIM_TIME } else { NUMBERS_TIME };
         // The samples of a claim; kept, so that nothing is allocated per claim.
         let mut indices = Vec::with_capacity(usize::try_from(batch.min(1 << 16)).unwrap_or(0));
         let mut meter = Meter::new(&self.counters.processor);
@@ -69,7 +74,7 @@ impl Pipeline {
                     let each = lap.spent(Doing::Working) / u32::try_from(rows).unwrap_or(u32::MAX);
                     let full = self.ring.hand_back(claim, outcome);
                     usual = if usual.is_zero() { each } else { (3 * usual + each) / 4 };
-                    let fitting = CLAIM_TIME.as_nanos() / usual.as_nanos().max(1);
+                    let fitting = claim_time.as_nanos() / usual.as_nanos().max(1);
                     most = u64::try_from(fitting).unwrap_or(u64::MAX).clamp(1, batch);
                     if full {
                         self.submit_full(&mut lap);

@@ -328,3 +328,37 @@ fn nothing_is_given_back_before_the_device_is_done() {
     eventually("the slot's return", || pool.stats().available == 1);
     eventually("the memory's return", || memory.stats().device_cached > 0);
 }
+
+/// The last of a manager goes with its last upload, while a user's stream is held: to free memory
+/// waits for that stream, but what others have in flight is ended meanwhile.
+#[test]
+fn memory_that_is_freed_late_keeps_nobody_waiting() {
+    let gpu = Gpu::new("random_latency_us=50");
+    let device = gpu.device();
+    let other = MemoryManager::new(&device);
+    let slots = StagingBufferPool::with_buffer_size(&other, 1, 1 << 12).unwrap();
+    let commands = CommandBufferPool::new(&other, 1).unwrap();
+    let target = other.tensor(&[1 << 12], DType::U8).unwrap();
+    let driver = Driver::load();
+    let _context = driver.retain(0);
+    let stream = driver.stream();
+    {
+        let memory = MemoryManager::new(&device);
+        let pool = StagingBufferPool::with_buffer_size(&memory, 1, 1 << 12).unwrap();
+        let slot = pool.get_buffer().unwrap();
+        let tensor = memory.tensor(&[1 << 12], DType::U8).unwrap();
+        let mut buffer = CommandBufferPool::new(&memory, 1).unwrap().get_buffer().unwrap();
+        buffer.upload(slot, &tensor).unwrap();
+        drop((memory, pool, tensor));
+        let gate = driver.hold(stream);
+        drop(buffer.execute().unwrap());
+        let mut buffer = commands.get_buffer().unwrap();
+        buffer.upload(slots.get_buffer().unwrap(), &target).unwrap();
+        let upload = buffer.execute().unwrap();
+        let in_time = upload.wait_timeout(Duration::from_secs(5));
+        assert!(in_time.is_some_and(|end| end.is_ok()), "it waited for a user's stream");
+        assert!(!driver.is_over(stream));
+        gate.open();
+    }
+    assert_eq!(driver.synchronize(stream), 0);
+}
