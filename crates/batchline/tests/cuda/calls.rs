@@ -141,7 +141,7 @@ impl Attempt {
         let workers = threads::count(threads::is_of_loader);
         assert!(workers.is_none_or(|count| count == 0), "{name}: {workers:?} threads are left");
         if may_leave {
-            assert_eq!(fake.violations(), [""; 0], "{name}");
+            assert_eq!(crate::violations(&fake), [""; 0], "{name}");
         } else {
             assert_clean(&fake, name);
         }

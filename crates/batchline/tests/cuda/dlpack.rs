@@ -114,7 +114,7 @@ fn an_export_names_its_device() {
     // From a thread that has no context, and from one that has the other's.
     drop_elsewhere(taken);
     eventually("the end of both", || fake.live() == Live::default());
-    assert_eq!(fake.violations(), [""; 0]);
+    assert_eq!(crate::violations(&fake), [""; 0]);
 }
 
 /// A tensor whose writer is held: the program's stream waits, whichever it is, and nobody else.

@@ -263,7 +263,7 @@ fn a_graph_lives_until_its_last_launch_is_over() {
     eventually("the end of the graph", || fake.live().graphs == 0);
     eventually("the memory's return", || memory.stats().device_in_use == 0);
     drop((executions, memory, device));
-    assert_eq!(fake.violations(), [""; 0]);
+    assert_eq!(crate::violations(&fake), [""; 0]);
     eventually("the end of all", || fake.live() == Live::default());
 }
 
@@ -371,7 +371,7 @@ fn factors_live_as_long_as_a_chain_without_a_graph() {
     }
     assert_eq!(fake.calls(Some("cuGraphLaunch")), 0);
     drop((chain, outputs, tensors));
-    assert_eq!(fake.violations(), [""; 0]);
+    assert_eq!(crate::violations(&fake), [""; 0]);
 }
 
 /// The copy of scales and biases to the device fails once: what is in their place is not used.
@@ -387,7 +387,7 @@ fn factors_that_did_not_arrive_are_sent_again() {
     assert!(matches!(error, Error::Device { .. }), "{}", error.chain());
     run.run().unwrap();
     drop(run);
-    assert_eq!(fake.violations(), [""; 0]);
+    assert_eq!(crate::violations(&fake), [""; 0]);
 }
 
 /// The consumer's own stream reads an output; a custom operation has the next execution wait.
@@ -473,7 +473,7 @@ fn any_call_of_the_driver_may_fail() {
         run.run().unwrap();
         drop(run);
         eventually("the end of all", || fake.live() == Live::default());
-        assert_eq!(fake.violations(), [""; 0]);
+        assert_eq!(crate::violations(&fake), [""; 0]);
         assert_eq!(fake.left_behind().len(), 0);
         (first, fake.calls(None))
     };
@@ -490,7 +490,7 @@ fn any_call_of_the_driver_may_fail() {
                 );
             }
             wait_until_closed();
-            assert_eq!(fake.violations(), [""; 0], "call {nth} {when:?}");
+            assert_eq!(crate::violations(&fake), [""; 0], "call {nth} {when:?}");
         }
     }
 }
@@ -547,7 +547,7 @@ fn without_a_graph_the_operations_are_enqueued_anew() {
             assert_eq!(launched, still.contains(&symbol), "{symbol} {code} {when:?}");
             assert_eq!(fake.live().captures, 0, "{symbol} {code} {when:?}");
             drop((chain, tensors, device));
-            assert_eq!(fake.violations(), [""; 0], "{symbol} {code} {when:?}");
+            assert_eq!(crate::violations(&fake), [""; 0], "{symbol} {code} {when:?}");
         }
     }
 }
@@ -577,7 +577,7 @@ fn a_graph_of_which_nothing_is_known_is_given_up() {
     fake.release_all();
     drop(device);
     assert_eq!(graphs, 1);
-    assert_eq!(fake.violations(), [""; 0]);
+    assert_eq!(crate::violations(&fake), [""; 0]);
 }
 
 /// The device is lost in the middle of a graph.
@@ -598,6 +598,6 @@ fn a_graph_that_fails_loses_the_device() {
         assert!(failed.into_iter().all(|result| result.unwrap_err().is_device_lost()));
         assert!(tensors.bytes().is_err());
         drop(tensors);
-        assert_eq!(fake.violations(), [""; 0]);
+        assert_eq!(crate::violations(&fake), [""; 0]);
     }
 }

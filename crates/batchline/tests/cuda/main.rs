@@ -92,9 +92,16 @@ fn wait_until_closed() {
     });
 }
 
+/// What was done wrong, once all devices are closed: until then there may be more, which the next
+/// test would find.
+fn violations(fake: &Fake) -> Vec<String> {
+    wait_until_closed();
+    fake.violations()
+}
+
 /// Nothing was used after it was given back, and nothing is left.
 fn assert_clean(fake: &Fake, what: &str) {
-    assert_eq!(fake.violations(), [""; 0], "{what}");
+    assert_eq!(violations(fake), [""; 0], "{what}");
     assert_eq!(fake.live(), Live::default(), "left behind: {what}");
     assert!(fake.left_behind().is_empty(), "{:?} left to the context: {what}", fake.left_behind());
 }

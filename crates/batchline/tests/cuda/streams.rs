@@ -99,7 +99,7 @@ fn a_slot_stays_in_flight_while_its_copy_is_held_back() {
         }
         counted.take_the_rest(2);
         drop(counted);
-        assert_eq!(fake.violations(), [""; 0]);
+        assert_eq!(crate::violations(&fake), [""; 0]);
     }
 }
 

@@ -78,7 +78,7 @@ pub(crate) fn is_of_loader(name: &str) -> bool {
 }
 
 pub(crate) fn is_of_device(name: &str) -> bool {
-    name == "reaper" || name == "faulty-device"
+    matches!(name, "reaper" | "faulty-device" | "free memory")
 }
 
 /// How many threads there are with such a name; `None` where the system does not tell.
