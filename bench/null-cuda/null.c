@@ -1,7 +1,7 @@
 // A CUDA driver that computes nothing and copies nothing: what is left is the host's own time per
 // batch, which can be measured and profiled without a GPU. Its clock runs like that of a GPU: each
 // stream is busy for a while with each piece of work, waits for events, and events pass when their
-// time has come. See README.md.
+// time has come. See ../README.md.
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

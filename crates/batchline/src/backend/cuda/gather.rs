@@ -14,13 +14,13 @@ use crate::backend::{
 };
 use crate::{Error, Result};
 
-/// From this length on rows of the host come faster by copies than by a kernel: an earlier
-/// measurement on an H100 (PCIe 5.0 x16) put the crossover there. Rows of 147 KiB came at 54.3 GB/s
-/// by copies, and at 50.6 by a kernel.
+/// From this length on rows of the host come faster by copies than by a kernel. On an H100 (PCIe 5.0
+/// x16, `BENCHMARKS.md`) copies brought rows of 48 KiB at 46 to 52 GB/s, those of 147 KiB at 51 to 53,
+/// and those of 16 KiB at 16 to 28; the kernel brought all of them at 44 to 48.
 const LONG_ROW: u64 = 48 << 10;
 
-/// The same where the driver takes one copy a call, which costs 2 us or more: on that machine copies
-/// of 1 MiB came at 48.7 GB/s, and those of 4 MiB at 53.4.
+/// The same where the driver takes one copy a call, which costs 2 us or more: an estimate, as the
+/// drivers that were at hand take many.
 const VERY_LONG_ROW: u64 = 2 << 20;
 
 /// What a device can gather.
