@@ -17,6 +17,11 @@ COLOURS = [
     ("#0969da", "#58a6ff"), ("#1a7f37", "#3fb950"), ("#bc4c00", "#f0883e"), ("#8250df", "#bc8cff"),
     ("#cf222e", "#ff7b72"), ("#57606a", "#8c959f"), ("#9a6700", "#d29922"), ("#0a7ea4", "#39c5cf"),
 ]
+# So that a series has the same colour in every picture; others get what is left.
+KNOWN = [
+    "staged", "gathered by copies", "gathered by a kernel", "resident", "DataLoader, tuned", "page-locked ring",
+    "plain loop of copies",
+]
 STYLE = """
   .card { fill: #ffffff; stroke: #d0d7de; }
   text { fill: #1f2328; font: 12px system-ui, 'DejaVu Sans', sans-serif; }
@@ -107,7 +112,9 @@ def draw(title, below, unit, names, series, logarithmic):
     for place in places:
         text(across(place), HEIGHT - BOTTOM + 18, names(place), "middle")
     at, line = LEFT, HEIGHT - BOTTOM + 48
-    for number, (name, peer, points) in enumerate(series):
+    others = [name for name, _, _ in series if name not in KNOWN]
+    for name, peer, points in series:
+        number = (KNOWN + others).index(name)
         kind = f"line c{number % len(COLOURS)}{' peer' if peer else ''}"
         points = sorted(points)
         path = " ".join(f"{across(x):.1f},{up(median(runs)):.1f}" for x, runs in points)
