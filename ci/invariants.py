@@ -92,6 +92,9 @@ BREAKS = [
     (9, "the error that comes first wins, whatever its row", "loader/ticket.rs",
      "if ticket.failure.as_ref().is_none_or(|(lowest, _)| row < *lowest) {", "if ticket.failure.is_none() {",
      "loader", "of_several_errors_the_first_sample_counts"),
+    (9, "a batch that failed goes along with the one before it", "loader/ticket.rs",
+     "self.is_full() && is_whole && self.returned > 0", "self.is_full() && self.returned > 0",
+     "loader", "a_batch_that_fails_takes_no_full_ones_with_it"),
     (9, "an error overtakes the batches before it", "loader/deliver.rs",
      "        state.ending.get_or_insert(ending);\n        self.wake(state);\n    }\n\n    /// Ends the stream at once",
      "        if matches!(ending, Ending::Failed(_)) { state.ready.clear(); }\n        state.ending.get_or_insert(ending);\n"
