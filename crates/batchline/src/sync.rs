@@ -157,6 +157,11 @@ impl Condvar {
         }
     }
 
+    /// How many threads sleep, as it was a moment ago.
+    pub(crate) fn sleeping(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// Has one of the threads that wait look at the condition again.
     pub(crate) fn notify_one(&self) {
         self.notified.fetch_add(1, Ordering::Relaxed);

@@ -132,8 +132,8 @@ impl<S: Fillable> Ring<S> {
     }
 
     /// What the calling worker is to do: at most `most` rows, or a ticket to open. Waits while
-    /// there is neither.
-    pub(crate) fn next_task(&self, most: u64) -> Task {
+    /// there is neither. Of the workers that sleep, `spare` are not woken for what is left.
+    pub(crate) fn next_task(&self, most: u64, spare: usize) -> Task {
         let mut looked = Looked::default();
         let mut state = self.state.lock();
         loop {
@@ -157,12 +157,17 @@ impl<S: Fillable> Ring<S> {
                     // There are rows left, or a ticket to open.
                     let (rows_left, more) = (end < place.rows.rows, !state.ended);
                     drop(state);
+                    let wake = || {
+                        if spare == 0 || self.work.sleeping() > spare {
+                            self.work.notify_one();
+                        }
+                    };
                     if rows_left || more {
-                        self.work.notify_one();
+                        wake();
                     }
                     // Each wakes two, so that all are awake soon.
                     if rows_left {
-                        self.work.notify_one();
+                        wake();
                     }
                     return Task::Fill(place, claim);
                 }
@@ -425,7 +430,7 @@ mod loom_tests {
         /// What a worker does, for so many batches in all.
         fn work(&self, batches: u64) {
             loop {
-                let full = match self.ring.next_task(1) {
+                let full = match self.ring.next_task(1, 0) {
                     Task::End => return,
                     Task::Open => self.open(batches),
                     Task::Fill(place, mut claim) => {

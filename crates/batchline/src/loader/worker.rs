@@ -34,12 +34,17 @@ impl Pipeline {
         // What a row took lately: a mean that each claim moves by a quarter, so that neither a slow
         // sample nor a turn on the processor that was lost has the worker claim single rows for long.
         let mut usual = Duration::ZERO;
+        // Rows that take so little wait for nothing: more workers than there are cores would only
+        // take turns on these.
+        let cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
+        let beyond_cores = self.config.workers.saturating_sub(cores);
         let claim_time = if self.route.is_staged() { CLAIM_TIME } else { NUMBERS_TIME };
         // The samples of a claim; kept, so that nothing is allocated per claim.
         let mut indices = Vec::with_capacity(usize::try_from(batch.min(1 << 16)).unwrap_or(0));
         let mut meter = Meter::new(&self.counters.processor);
         loop {
-            let task = self.ring.next_task(most);
+            let spare = if usual.is_zero() || usual >= CLAIM_TIME { 0 } else { beyond_cores };
+            let task = self.ring.next_task(most, spare);
             lap.spent(Doing::WaitingForRoom);
             meter.read_at(lap.since());
             match (task, &*self.feed) {
