@@ -68,7 +68,11 @@ fn spawn<R: Send + 'static>(
 }
 
 fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    eventually_within(Duration::from_secs(20), what, condition);
+}
+
+fn eventually_within(limit: Duration, what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + limit;
     while !condition() {
         assert!(Instant::now() < deadline, "waited for {what}");
         std::thread::sleep(Duration::from_millis(1));

@@ -189,7 +189,10 @@ impl Sampler for Paced {
     }
     fn index(&self, _: u64, position: u64) -> u64 {
         self.pace.asked.fetch_max(position, Ordering::SeqCst);
-        eventually("its turn", || position < self.pace.allowed.load(Ordering::SeqCst));
+        // Longer than anything that the test waits for meanwhile.
+        let limit = Duration::from_secs(120);
+        let is_allowed = || position < self.pace.allowed.load(Ordering::SeqCst);
+        eventually_within(limit, "its turn", is_allowed);
         if self.bad == Some(position) { u64::MAX } else { position % self.samples }
     }
     fn fingerprint(&self) -> u64 {
